@@ -1,0 +1,410 @@
+"""The user's object: a module that adapts, then answers."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from testtime.adaptation import persistence
+from testtime.adaptation.calls import Call, Where, put_logits
+from testtime.adaptation.checks import check_call, check_values
+from testtime.adaptation.copy import shared_tensors, unwrap
+from testtime.adaptation.core import Method, State
+from testtime.adaptation.learner import Learner
+from testtime.adaptation.methods import find
+from testtime.adaptation.preprocessing import Preprocessing, declared
+
+CHUNK = 16  # samples adapted at once: on two cores more gain nothing and cost memory
+
+Many = Literal["auto", "vmap", "loop"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an adapted model has done so far.
+
+    Args:
+        method: the method with its hyper-parameters.
+        adapts: names of the tensors that may change.
+        share: adapting parameters' share of all, from 0 to 1.
+        unused: adapting parameters that turned out to have no influence on the answer.
+        couples: whether a row's answer depends on the rows beside it; none until measured.
+        batches: batches since the start or the last reset.
+        skipped: batches (samples, where each is an episode) that were not finite: no change.
+        forwards: images that went forward, looks of the first batch included.
+        backwards: images that went backward.
+        said: everything that was chosen, approximated or left out.
+    """
+
+    method: Method
+    adapts: tuple[str, ...]
+    share: float
+    unused: tuple[str, ...]
+    couples: bool | None
+    batches: int
+    skipped: int
+    forwards: int
+    backwards: int
+    said: tuple[str, ...] = field(default=())
+
+    def __str__(self) -> str:
+        """Return the report in lines to read."""
+        couples = {None: "not measured yet", True: "yes", False: "no"}[self.couples]
+        lines = [
+            f"method     {self.method}",
+            f"adapts     {len(self.adapts)} tensors, {self.share:.2%} of the parameters",
+            f"unused     {', '.join(self.unused) or 'none'}",
+            f"batches    {self.batches} since the last reset, {self.skipped} skipped as not finite",
+            f"cost       {self.forwards} images forward, {self.backwards} backward",
+            f"couples    rows of a batch: {couples}",
+            *(f"said       {sentence}" for sentence in self.said),
+        ]
+        return "\n".join(lines)
+
+
+class _Turn:
+    """One call at a time; copies and pickles as a fresh one, for locks do neither."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type["_Turn"], tuple[()]]:
+        return (_Turn, ())
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError(
+                "This adapted model is in the middle of another call. One adapted model belongs to "
+                "one thread: make another with adapt() for each thread."
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+
+class Adapted(nn.Module):
+    """A model that adapts to every batch it is called on; made by :func:`adapt`.
+
+    Call it as the model itself: the same arguments, the same kind of output, with the method's
+    logits in the place of the model's. ``train()`` and ``eval()`` change nothing about it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        *,
+        logits: Where,
+        episodic: Literal[False, "batch", "sample"],
+        reset_every: int | None,
+        source: Iterable[Any] | None,
+        preprocessing: Preprocessing | None,
+        seed: int,
+        many: Many,
+        strict: bool,
+    ) -> None:
+        super().__init__()
+        self.method, self.episodic, self.strict, self._many = method, episodic, strict, many
+        self.reset_every = method.reset_every if reset_every is None else reset_every
+        self._given, self._own = preprocessing, declared(model)
+        self._shared = [(k, p, p._version) for k, p in shared_tensors(model).items()]
+        self.learner = Learner(model, method, where=logits, seed=seed, source=source)
+        self.module = self.learner.module
+        self._turn = _Turn()
+        self._unseen = True
+        self._like: tuple[int, torch.dtype] | None = None
+
+    # Answers.
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Adapt to the batch, then answer it as the model would."""
+        with self._entered(Call(args, kwargs)) as call:
+            if self._unseen:
+                self._look(call)
+            elif self.strict:
+                self._look_again(call)
+            if self.episodic == "sample":
+                logits = self._each(call)
+            else:
+                self._reset_if_due()
+                logits = self.learner.adapt(call)
+            self._unseen = False
+            return self._answer(logits)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Answer the batch as adapted so far; nothing changes."""
+        with self._entered(Call(args, kwargs)) as call:
+            return self._answer(self.learner.predict(call))
+
+    def source(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the answer of the user's own model in eval mode."""
+        with self._entered(Call(args, kwargs)) as call, torch.no_grad():
+            return self.learner.original(*call.args, **call.kwargs)
+
+    def fit(self, batches: Iterable[Any], passes: int = 1) -> Self:
+        """Adapt to batches without answering (offline).
+
+        Args:
+            batches: inputs, or dicts of named arguments, or tuples whose first element is the
+                input (what follows, such as labels, is not looked at); with ``passes`` above 1
+                something that can be iterated again, such as a list or a data loader.
+            passes: how often to go through them.
+        """
+        if passes > 1 and iter(batches) is batches:
+            raise ValueError(
+                f"fit(passes={passes}) needs batches that can be gone through again, but an "
+                f"iterator ({type(batches).__name__}) was given. Pass a list or a data loader."
+            )
+        for _ in range(passes):
+            for batch in batches:
+                if isinstance(batch, Mapping):
+                    self(**batch)
+                else:
+                    self(batch[0] if isinstance(batch, Sequence) else batch)
+        return self
+
+    @property
+    def answers(self) -> Literal["before", "after"]:
+        """Whether an answer comes from before or from after the update by its own batch."""
+        return self.method.answers
+
+    # State.
+
+    def reset(self) -> None:
+        """Make it the source model again, to the last bit; what the method lets survive stays."""
+        self._check_shared()
+        self.learner.reset(self.method.survives)
+        self._unseen = True
+
+    def snapshot(self) -> State:
+        """Return a copy of all that changes."""
+        return self.learner.state.clone()
+
+    def restore(self, state: State) -> None:
+        """Put a snapshot of this adapted model back."""
+        self._check_shared()
+        self.learner.restore(state)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the whole state and the identity of model and method, as tensors."""
+        return persistence.pack(self.learner)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Continue from a state; one of another model or method is refused, naming what differs."""
+        self._check_shared()
+        persistence.unpack(self.learner, state_dict)
+        self._unseen = False
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the state to one safetensors file, whole or not at all."""
+        persistence.save(self.state_dict(), path)
+
+    def load(self, path: str | PathLike[str]) -> Self:
+        """Continue from a file; one of another model or method is refused, naming what differs."""
+        self.load_state_dict(persistence.load(path))
+        return self
+
+    def report(self) -> Report:
+        """Return what adapts, what it cost, what was skipped, and everything that was said."""
+        learner = self.learner
+        total = sum(p.numel() for p in learner.module.parameters())
+        return Report(
+            method=self.method,
+            adapts=tuple(learner.selected),
+            share=sum(w.numel() for w in learner.state.weights.values()) / max(total, 1),
+            unused=tuple(learner.unused or ()),
+            couples=learner.couples,
+            batches=learner.state.batch,
+            skipped=int(learner.state.skipped),
+            forwards=learner.forwards,
+            backwards=learner.backwards,
+            said=tuple(learner.said),
+        )
+
+    @property
+    def notes(self) -> dict[str, list[Tensor]]:
+        """What the method noted on the last batch, a value for each inner step."""
+        return self.learner.notes
+
+    def extra_repr(self) -> str:
+        """Show the method and what adapts."""
+        learner = self.learner
+        weights = sum(w.numel() for w in learner.state.weights.values())
+        shown = "\n".join(f"  {name}" for name in learner.selected)
+        return f"{self.method}, adapts {len(learner.selected)} tensors ({weights:,} weights):\n{shown}"
+
+    def __repr__(self) -> str:
+        """Return the method and the names of everything that may change."""
+        return f"Adapted({self.extra_repr()}\n)"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Carry the state along to another device; another dtype is refused."""
+        if fn(torch.zeros((), device=self.learner.device)).dtype != torch.float32:
+            raise TypeError(
+                "An adapted model keeps its dtype, for its state would lose digits. Convert the "
+                "model first, then call adapt()."
+            )
+        super()._apply(fn, recurse)
+        self.learner.move(fn)
+        return self
+
+    # How it is done.
+
+    @contextlib.contextmanager
+    def _entered(self, call: Call) -> Iterator[Call]:
+        device = self.learner.device.type
+        cast = torch.is_autocast_enabled(device)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._turn.taken())
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            if cast:
+                # With the cache, a second forward would read the weights of the first.
+                dtype = torch.get_autocast_dtype(device)
+                stack.enter_context(torch.autocast(device, dtype=dtype, cache_enabled=False))
+            check_call(call, self.module, self.method.smallest_batch, type(self.method).__name__)
+            self._check_shared()
+            yield call.put({k: _normal(v) for k, v in call.batched().items()})
+
+    def _reset_if_due(self) -> None:
+        batch = self.learner.state.batch
+        if self.episodic == "batch" or (self.reset_every and batch and batch >= self.reset_every):
+            self.learner.reset(self.method.survives)
+
+    def _each(self, call: Call) -> Tensor:
+        learner = self.learner
+        if self._many == "auto":
+            small = all(w.dim() <= 1 for w in learner.state.weights.values())
+            self._many = "vmap" if small or learner.device.type != "cpu" else "loop"
+            if self._many == "loop":
+                learner.say(
+                    "Samples are adapted one after another: with whole weight matrices changing, "
+                    "many at once are slower on a CPU. many='vmap' forces it."
+                )
+        if self._many == "vmap":
+            try:
+                return learner.adapt_each(call, CHUNK)
+            except (RuntimeError, ValueError, NotImplementedError, TypeError, IndexError) as error:
+                refusal = str(error).splitlines()[0] if str(error) else type(error).__name__
+                logits = learner.adapt_each(call, 0)
+                self._many = "loop"
+                learner.say(f"Samples are adapted one after another: vmap refused ({refusal}).")
+                return logits
+        return learner.adapt_each(call, 0)
+
+    def _answer(self, logits: Tensor) -> Any:
+        output = self.learner.output
+        self.learner.output = None
+        if output is None:
+            return logits
+        raw, old = output
+        return put_logits(raw, old, logits)
+
+    def _look(self, call: Call) -> None:
+        """Look at the values of a first batch, and measure whether its rows couple."""
+        suspicion = check_values(call.x, self._given, self._own)
+        if suspicion and self.strict:
+            raise ValueError(suspicion)
+        if suspicion:
+            self.learner.say(suspicion)
+        if self.learner.couples is None and call.x.shape[0] > 1:
+            self.learner.couples = self.learner.measure_coupling(call)
+
+    def _look_again(self, call: Call) -> None:
+        check_values(call.x, self._given, None)
+
+    def _check_shared(self) -> None:
+        for name, tensor, version in self._shared:
+            if tensor._version != version:
+                raise RuntimeError(
+                    f"The model that this was made from has been changed in place since (first "
+                    f"'{name}'), and its weights are shared. Call adapt() again on the changed "
+                    "model, or adapt a copy.deepcopy of it from the start."
+                )
+
+
+def adapt(
+    model: nn.Module,
+    method: Method | str,
+    *,
+    logits: Where = None,
+    episodic: Literal[False, "batch", "sample"] = False,
+    reset_every: int | None = None,
+    source: Iterable[Any] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    seed: int = 0,
+    many: Many = "auto",
+    strict: bool = False,
+) -> Adapted:
+    """Return a module that adapts a private copy of ``model`` to every batch, then answers.
+
+    The user's model is never changed; parameters that do not adapt are shared with it.
+
+    Args:
+        model: any trained module that returns logits ``[B, C]`` or ``[B, C, ...]`` (a tensor, or
+            within a tuple, a dict or a Hugging Face output).
+        method: a method or its name, such as ``"tent"``.
+        logits: a key, an index or a function where the logits cannot be found in the output.
+        episodic: ``"batch"`` starts from the source at every batch, ``"sample"`` at every sample.
+        reset_every: reset by itself after so many batches; overrides the method's.
+        source: batches of source data, for methods that need them.
+        mean: of the normalisation outside the model, for each channel or for all.
+        std: likewise; inputs are ``(image - mean) / std`` of images in [0, 1].
+        seed: of everything random.
+        many: how episodes of samples run: ``"vmap"`` many at once, ``"loop"``, or ``"auto"``.
+        strict: look at the values of every batch, and refuse what is only suspicious.
+
+    Raises:
+        TypeError: the model cannot be copied, or is of a kind that cannot adapt.
+        ValueError: the method finds nothing to adapt in this model, or an argument is not known.
+
+    Example:
+        >>> adapted = tt.adapt(model, tt.Tent())
+        >>> logits = adapted(images)
+        >>> adapted.reset()
+    """
+    method = find(method)
+    if episodic not in (False, "batch", "sample"):
+        raise ValueError(f"episodic={episodic!r} is not known: use False, 'batch' or 'sample'.")
+    if many not in ("auto", "vmap", "loop"):
+        raise ValueError(f"many={many!r} is not known: use 'auto', 'vmap' or 'loop'.")
+    if (mean is None) != (std is None):
+        raise ValueError("mean and std go together: give both, or neither.")
+    if method.needs_source and source is None:
+        raise ValueError(
+            f"{type(method).__name__} needs source data, but none was given. "
+            "Pass source= with batches like those that the model was trained on."
+        )
+    plain = unwrap(model)
+    preprocessing = None
+    if mean is not None and std is not None:
+        preprocessing = Preprocessing(_channels(mean), _channels(std))
+    return Adapted(
+        plain,
+        method,
+        logits=logits,
+        episodic=episodic,
+        reset_every=reset_every,
+        source=source,
+        preprocessing=preprocessing,
+        seed=seed,
+        many=many,
+        strict=strict,
+    )
+
+
+def _channels(value: float | Sequence[float]) -> tuple[float, ...]:
+    return (float(value),) if isinstance(value, int | float) else tuple(float(v) for v in value)
+
+
+def _normal(tensor: Tensor) -> Tensor:
+    # An inference tensor cannot be saved for a backward pass.
+    return tensor.clone() if tensor.is_inference() else tensor

@@ -1,0 +1,70 @@
+"""Whose statistics a BatchNorm layer normalises with. All of this works on subclasses too."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from testtime.adaptation import select
+
+# (layer, mean of the batch, its unbiased variance, rows) -> mean and variance to normalise with
+Statistics = Callable[[_BatchNorm, Tensor, Tensor, int], tuple[Tensor, Tensor]]
+
+
+def batch_norms(
+    module: nn.Module, kinds: tuple[type[nn.Module], ...] = select.BATCH_NORMS
+) -> dict[str, _BatchNorm]:
+    """Return the BatchNorm layers that keep running statistics, by name."""
+    found = {}
+    for name, layer in module.named_modules():
+        norm = isinstance(layer, _BatchNorm) and not isinstance(layer, _InstanceNorm)
+        if norm and isinstance(layer, kinds) and layer.running_mean is not None:
+            found[name] = layer
+    return found
+
+
+def use_batch_statistics(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
+    """Make BatchNorm layers normalise with the batch's mean and biased variance in every mode."""
+    for layer in batch_norms(module, kinds).values():
+        layer.track_running_stats = False
+        layer.running_mean = layer.running_var = None
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Return mean, unbiased variance and count of each channel of ``[B, C, ...]``.
+
+    With one value a channel the variance is not a number.
+    """
+    others = [0, *range(2, x.dim())]
+    count = x.numel() // x.shape[1]
+    return x.mean(others), x.var(others, correction=1 if count > 1 else 0), count
+
+
+def normalise_with(layer: _BatchNorm, statistics: Statistics, *, keep: bool) -> None:
+    """Make a layer in eval mode normalise with what ``statistics`` returns for its own input.
+
+    Args:
+        layer: a BatchNorm layer with running statistics.
+        statistics: called at each forward with the layer, the batch's moments and its rows.
+        keep: the result stays as the running statistics; otherwise they are as before.
+    """
+
+    def before(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        assert isinstance(layer, _BatchNorm)
+        x = args[0]
+        mean, var, count = moments(x)
+        if count == 1 and layer.running_var is not None:
+            var = layer.running_var
+        held.append((layer.running_mean, layer.running_var))
+        layer.running_mean, layer.running_var = statistics(layer, mean, var, x.shape[0])
+
+    def after(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        mean, var = held.pop()
+        if not keep:
+            layer.running_mean, layer.running_var = mean, var
+
+    held: list[tuple[Tensor | None, Tensor | None]] = []
+    layer.register_forward_pre_hook(before)
+    layer.register_forward_hook(after)

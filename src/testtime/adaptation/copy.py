@@ -1,0 +1,87 @@
+"""The private copy: a module of its own that shares every parameter's storage with the user's."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the module inside a ``torch.compile`` wrapper, or the model itself.
+
+    Raises:
+        TypeError: the model is no module, or a kind of module that cannot be copied.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"The model must be a torch.nn.Module, but {type(model).__name__} was given. "
+            "Wrap your function in a module, or pass the module itself."
+        )
+    if isinstance(model, _WRAPPERS):
+        raise TypeError(
+            f"The model is wrapped in {type(model).__name__}, whose replicas do not see what "
+            "adapts. Pass the module inside it (`model.module`), one adapted model a process."
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            "The model is a ScriptModule, whose forward cannot run under other weights. "
+            "Pass the Python module that it was scripted from."
+        )
+    inner = getattr(model, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def private_copy(model: nn.Module) -> nn.Module:
+    """Return a deep copy whose parameters are new, frozen, and over the same storage.
+
+    Every parameter of the copy is a ``Parameter`` object of its own (so flags, ``.grad`` and dtype
+    casts do not reach the user's model) that shares memory with the original. Buffers are cloned.
+    Inference tensors cannot be shared, for they take no part in autograd: they are cloned too.
+
+    Args:
+        model: any module that ``copy.deepcopy`` can copy.
+
+    Raises:
+        TypeError: something in the model cannot be copied; the message names it.
+    """
+    memo: dict[int, Any] = {}
+    with torch.inference_mode(False), torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if isinstance(parameter, nn.parameter.UninitializedParameter):
+                raise TypeError(
+                    f"The parameter '{name}' has no shape yet (a lazy module). "
+                    "Call the model once on an input before adapting it."
+                )
+            shared = parameter.detach()
+            twin = nn.Parameter(shared.clone() if shared.is_inference() else shared, False)
+            twin.__dict__.update(parameter.__dict__)
+            memo[id(parameter)] = twin
+        for buffer in model.buffers():
+            memo[id(buffer)] = buffer.detach().clone()
+        try:
+            return copy.deepcopy(model, memo)
+        except Exception as error:
+            raise TypeError(
+                f"The model cannot be copied: {error}{_culprit(model)} "
+                "Keep such values in buffers, or make them anew in forward()."
+            ) from error
+
+
+def shared_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters whose storage a private copy shares, by name."""
+    return {k: p for k, p in model.named_parameters() if not p.is_inference()}
+
+
+def _culprit(model: nn.Module) -> str:
+    def computed() -> Iterator[str]:
+        for name, module in model.named_modules():
+            for key, value in vars(module).items():
+                if isinstance(value, Tensor) and value.grad_fn is not None:
+                    yield f"{name}.{key}".lstrip(".")
+
+    names = list(computed())
+    return f" (computed tensors kept as attributes: {', '.join(names)})." if names else "."

@@ -1,0 +1,332 @@
+"""What happens to one batch: methods, the network they see, and the state that changes."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad
+
+from testtime._suggest import suggest
+from testtime.adaptation.calls import Call, find_logits
+from testtime.adaptation.optim import SGD, Adam, Slots, Tensors
+
+if TYPE_CHECKING:
+    from testtime.adaptation.learner import Learner
+
+Draw = Callable[[str, Callable[[torch.Generator], Tensor]], Tensor]
+
+
+@dataclass
+class Objective:
+    """What a method makes of one batch.
+
+    Args:
+        loss: scalar to descend; none: nothing descends.
+        logits: the answer, from before the update; none: the batch is predicted after the steps.
+        memory: entries of the memory that change.
+        when: boolean scalar on the device: may weights and optimiser slots move? None: they may.
+        notes: quantities to show, such as masks.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    memory: Tensors = field(default_factory=dict)
+    when: Tensor | None = None
+    notes: Tensors = field(default_factory=dict)
+
+
+@dataclass
+class State:
+    """All that changes while a model adapts: nothing else does.
+
+    Args:
+        weights: adapting parameters by name; float32 where the model is in half precision.
+        buffers: the network's buffers by name.
+        slots: the optimiser's state: slot, then name.
+        memory: what the method keeps between batches.
+        generator: state of the random generator.
+        skipped: count of batches that were not finite and changed nothing, int64 scalar.
+        batch: batches since the start or the last reset.
+    """
+
+    weights: Tensors
+    buffers: Tensors
+    slots: Slots
+    memory: Tensors
+    generator: Tensor
+    skipped: Tensor
+    batch: int = 0
+
+    def tensors(self) -> Tensors:
+        """Return every tensor by its path, such as ``slots.exp_avg.bn1.weight``."""
+        found = {"generator": self.generator, "skipped": self.skipped}
+        groups = {"weights": self.weights, "buffers": self.buffers, "memory": self.memory}
+        groups |= {f"slots.{slot}": held for slot, held in self.slots.items()}
+        for group, held in groups.items():
+            found |= {f"{group}.{name}": tensor for name, tensor in held.items()}
+        return found
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> "State":
+        """Return the same state with ``f`` applied to every tensor, the generator's excepted."""
+        return State(
+            {k: f(t) for k, t in self.weights.items()},
+            {k: f(t) for k, t in self.buffers.items()},
+            {slot: {k: f(t) for k, t in held.items()} for slot, held in self.slots.items()},
+            {k: f(t) for k, t in self.memory.items()},
+            self.generator.clone(),
+            f(self.skipped),
+            self.batch,
+        )
+
+    def clone(self) -> "State":
+        """Return a copy that shares nothing."""
+        return self.map(torch.clone)
+
+
+class Net:
+    """An immutable view of the network under given weights; its buffers are scratch of this step.
+
+    Calling it runs the model and returns logits ``[B, C]`` or ``[B, C, ...]``; the other arguments
+    of the user's call are bound. Buffers that the forward moves stay moved for this step.
+    """
+
+    def __init__(
+        self,
+        learner: "Learner",
+        weights: Tensors,
+        buffers: Tensors,
+        mode: tuple[str, ...] | None = None,
+    ) -> None:
+        self._learner, self.weights, self.buffers, self._mode = learner, weights, buffers, mode
+
+    @property
+    def start(self) -> Tensors:
+        """Weights and buffers as adaptation began."""
+        return {**self._learner.start.weights, **self._learner.start.buffers}
+
+    @property
+    def module(self) -> nn.Module:
+        """The network's structure; its values are in ``weights`` and ``buffers``."""
+        return self._learner.module
+
+    @property
+    def constants(self) -> Tensors:
+        """What the method's ``prepare`` computed from source data."""
+        return self._learner.constants
+
+    @property
+    def batch(self) -> int:
+        """Batches since the start or the last reset, a host integer."""
+        return self._learner.state.batch
+
+    @property
+    def inner(self) -> int:
+        """The inner step on this batch, from 0, a host integer."""
+        return self._learner.inner
+
+    @property
+    def classes(self) -> int:
+        """The number of classes; known once the model has answered."""
+        return self._learner.classes
+
+    @property
+    def couples(self) -> bool:
+        """Whether a row's answer depends on the rows beside it, as measured."""
+        return bool(self._learner.couples)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the logits of the model for ``x``."""
+        learner = self._learner
+        call = learner.call or Call((x,), {})
+        if x.shape[0] != call.x.shape[0] and call.companions():
+            raise ValueError(
+                f"{learner.method.name} runs the model on {x.shape[0]} rows where the call has "
+                f"{call.x.shape[0]}, but the call's arguments {call.companions()} have a row each. "
+                "Use a method that keeps the rows, or bind such arguments in a wrapper."
+            )
+        call_x = call.at(x)
+        output = self.run(lambda module: module(*call_x.args, **call_x.kwargs))
+        logits = find_logits(output, learner.where)
+        learner.classes = logits.shape[1]
+        if x.shape[0] == call.x.shape[0]:
+            learner.output = (output, logits)
+        return logits
+
+    def run(self, f: Callable[..., Any], *args: Any) -> Any:
+        """Return ``f(module, *args)`` under these weights: features, hooks, heads."""
+        learner = self._learner
+        cast = {k: w.to(learner.dtypes[k]) for k, w in self.weights.items()}
+        values = {f"module.{k}": v for k, v in (cast | self.buffers).items()}
+        learner.set_mode(self._mode)
+        with learner.own_randomness(self._mode):
+            result = functional_call(learner.runner, values, (f, args))
+        # A buffer that the forward replaced, rather than wrote to, comes back in the dictionary.
+        self.buffers.update({k: values[f"module.{k}"] for k in self.buffers})
+        learner.forwards += max(learner.many, 1) * (learner.call.x.shape[0] if learner.call else 1)
+        return result
+
+    def at(self, values: Tensors) -> "Net":
+        """Return the network under other weights, and under other buffers where some are given."""
+        buffers = {k: v.clone() for k, v in values.items() if k in self.buffers}
+        weights = {k: v for k, v in values.items() if k not in self.buffers}
+        return Net(
+            self._learner,
+            self.weights | weights,
+            self.buffers | buffers if buffers else self.buffers,
+            self._mode,
+        )
+
+    def train(self, *names: str) -> "Net":
+        """Return the network with these modules in train mode, all others in eval (none: all)."""
+        return Net(self._learner, self.weights, self.buffers, names or ("",))
+
+    def eval(self) -> "Net":
+        """Return the network in eval mode."""
+        return Net(self._learner, self.weights, self.buffers, None)
+
+    def gradient(self, f: Callable[["Net"], tuple[Tensor, Any]]) -> tuple[Tensors, Any]:
+        """Return the gradient of ``f(net) -> loss, aux`` by the weights, and ``aux``."""
+        if self._learner.many:
+
+            def loss(weights: Tensors) -> tuple[Tensor, Any]:
+                return f(Net(self._learner, weights, self.buffers, self._mode))
+
+            grads, aux = grad(loss, has_aux=True)(self.weights)
+            return grads, aux
+        leaves = {k: w.detach().requires_grad_() for k, w in self.weights.items()}
+        loss_value, aux = f(Net(self._learner, leaves, self.buffers, self._mode))
+        values = torch.autograd.grad(
+            loss_value, list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
+        return dict(zip(leaves, values, strict=True)), aux
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Method:
+    """A way to adapt: pure functions of a network and a batch, and hyper-parameters as fields.
+
+    A method of your own overrides ``select`` and ``loss``, most need nothing else. ``loss`` and
+    ``settle`` must be pure: no optimiser, no state kept on ``self``, no device named. The same
+    lines then run in place, for many samples at once, and inside a captured graph.
+
+    Args:
+        optimizer: how weights descend; none for a method without gradients.
+        steps: inner steps on every batch.
+        survives: paths of the state that outlive a reset, such as ``"slots"``.
+        reset_every: reset by itself after so many batches.
+    """
+
+    optimizer: SGD | Adam | None = None
+    steps: int = 1
+    survives: tuple[str, ...] = ()
+    reset_every: int | None = None
+
+    name: ClassVar[str] = "method"
+    adapts: ClassVar[str] = "nothing"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    answers: ClassVar[Literal["before", "after"]] = "before"
+    needs_source: ClassVar[bool] = False
+    smallest_batch: ClassVar[int] = 1
+    cost: ClassVar[tuple[int, int]] = (1, 1)
+    looks: ClassVar[int] = 0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Name the method after its class."""
+        super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):
+            cls.name = cls.__name__.lower()
+        # Before the dataclass decorator makes one that spells every default.
+        cls.__repr__ = Method.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        """Return the method with the fields that are not as the class has them."""
+        shown = [
+            f"{f.name}={_spell(getattr(self, f.name))}"
+            for f in fields(self)
+            if getattr(self, f.name) != f.default
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def configuration(self) -> dict[str, str]:
+        """Return every hyper-parameter by name, spelled, for ledgers and saved states."""
+        return {f.name: _spell(getattr(self, f.name)) for f in fields(self)}
+
+    def __post_init__(self) -> None:
+        """Check the fields that every method has."""
+        for what, number in (("steps", self.steps), ("reset_every", self.reset_every or 1)):
+            if number < 1 or int(number) != number:
+                raise ValueError(
+                    f"{type(self).__name__}({what}={number}): it must be a whole number of at "
+                    "least 1."
+                )
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """Return the method as published: ``official`` is the authors' code to the last quirk.
+
+        Raises:
+            ValueError: there is no preset of that name.
+        """
+        if name not in cls.presets:
+            known = ", ".join(cls.presets) or "none"
+            raise ValueError(
+                f"{cls.__name__} has no preset '{name}' (known: {known})."
+                f"{suggest(name, cls.presets)}"
+            )
+        return cls(**{**cls.presets[name], **changes})
+
+    def configure(self, module: nn.Module) -> nn.Module:
+        """Change the private copy (statistics, heads) before anything is selected."""
+        return module
+
+    def select(self, module: nn.Module) -> list[str]:
+        """Return the names of the parameters and buffers that may change."""
+        return []
+
+    def prepare(self, learner: "Learner", batches: Iterable[Any]) -> Tensors:
+        """Return constants computed once from source data."""
+        return {}
+
+    def begin(self, net: Net, x: Tensor, draw: Draw) -> Tensors:
+        """Return the memory as it is before the first batch; tensors of declared capacity."""
+        return {}
+
+    def loss(self, net: Net, x: Tensor, memory: Tensors, draw: Draw) -> Objective:
+        """Return what this batch asks for; pure."""
+        return Objective(logits=self.predict(net, x, memory))
+
+    def settle(self, net: Net, memory: Tensors, draw: Draw) -> tuple[Tensors, Tensors]:
+        """Return weights (or buffers) and memory to write after the optimiser's step; pure."""
+        return {}, {}
+
+    def predict(self, net: Net, x: Tensor, memory: Tensors) -> Tensor:
+        """Return logits for ``x`` without adapting; pure."""
+        return net(x)
+
+    def step(self, learner: "Learner", x: Tensor) -> Tensor:
+        """Adapt to one batch and return its logits; own steps are for decisions on the host."""
+        return learner.default_step(x)
+
+
+def nothing_found(method: Method, module: nn.Module) -> ValueError:
+    """Return the error of a method that finds nothing to adapt, naming what there is."""
+    kinds = Counter(type(m).__name__ for m in module.modules() if not any(m.children()))
+    found = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(6)) or "no layers"
+    wanted = getattr(method, "layers", None)
+    names = f" ({', '.join(kind.__name__.lstrip('_') for kind in wanted)})" if wanted else ""
+    return ValueError(
+        f"{type(method).__name__} finds nothing to adapt in this model: it looked for "
+        f"{method.adapts}{names} and found {found}. Use a method that fits; "
+        "tt.doctor(model) lists them."
+    )
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, type):
+        return value.__name__.lstrip("_")
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_spell, value))}{',' if len(value) == 1 else ''})"
+    return repr(value)

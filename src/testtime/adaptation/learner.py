@@ -1,0 +1,507 @@
+"""The engine: runs a method's pure functions over one batch and commits what they changed."""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from testtime.adaptation import select
+from testtime.adaptation.calls import Call, Where, tree
+from testtime.adaptation.copy import private_copy
+from testtime.adaptation.core import Method, Net, Objective, State, nothing_found
+from testtime.adaptation.optim import Tensors, gate
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class _Runner(nn.Module):
+    """Lets ``functional_call`` run any function of the network, not its forward alone."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, f: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        return f(self.module, *args)
+
+
+class Learner:
+    """What adapts: the configured private copy, its state, and the primitives of a step.
+
+    Within a batch everything works on values of its own (``work``); the state is written once, at
+    the end, and only where the whole batch was finite. So an error in the middle changes nothing.
+    ``draw`` is the only door to randomness: replace it to put recorded values in.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        *,
+        where: Where = None,
+        seed: int = 0,
+        source: Iterable[Any] | None = None,
+    ) -> None:
+        self.method, self.where, self.seed = method, where, seed
+        self.original = private_copy(model).eval()
+        self.module = method.configure(private_copy(model)).requires_grad_(False)
+        self.runner = _Runner(self.module)
+        selected = set(method.select(self.module))
+        parameters = dict(self.module.named_parameters())
+        buffers = dict(self.module.named_buffers())
+        self.selected = [k for k in (*parameters, *buffers) if k in selected]
+        if unknown := selected - set(self.selected):
+            raise ValueError(
+                f"{type(method).__name__}.select names {sorted(unknown)}, which this model does "
+                "not have. Return names as named_parameters() and named_buffers() spell them."
+            )
+        if method.optimizer and not self.selected:
+            raise nothing_found(method, self.module)
+        weights = {k: _master(parameters[k]) for k in self.selected if k in parameters}
+        self.dtypes = {k: parameters[k].dtype for k in weights}
+        tensors = [*parameters.values(), *buffers.values()]
+        self.device = tensors[0].device if tensors else torch.device("cpu")
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.state = State(
+            weights=weights,
+            buffers={k: b.clone() for k, b in buffers.items()},
+            slots=method.optimizer.slots(weights) if method.optimizer else {},
+            memory={},
+            generator=self.generator.get_state(),
+            skipped=torch.zeros((), dtype=torch.int64, device=self.device),
+        )
+        self.start = self.state.clone()
+        self.constants: Tensors = {}
+        self.work = self.state
+        self.begun = False
+        self.inner = 0
+        self.classes = 0
+        self.couples: bool | None = None
+        self.unused: list[str] | None = None
+        self.many = 0
+        self.forwards = self.backwards = 0
+        self.call: Call | None = None
+        self.output: tuple[Any, Tensor] | None = None
+        self.notes: dict[str, list[Tensor]] = {}
+        self.said: list[str] = []
+        self._finite = torch.ones((), dtype=torch.bool, device=self.device)
+        if source is not None:
+            self._prepare(source)
+
+    # The network under given values.
+
+    @property
+    def live(self) -> Net:
+        """The network as it is at this moment of the step."""
+        return Net(self, self.work.weights, self.work.buffers)
+
+    def at(self, values: Tensors) -> Net:
+        """Return the network under other weights and buffers."""
+        return self.live.at(values)
+
+    def source(self, x: Tensor) -> Any:
+        """Return the output of the user's own model in eval mode."""
+        call = (self.call or Call((x,), {})).at(x)
+        with torch.no_grad():
+            return self.original(*call.args, **call.kwargs)
+
+    def set_mode(self, mode: tuple[str, ...] | None) -> None:
+        """Put the named modules in train mode and all others in eval mode."""
+        self.module.eval()
+        for name in mode or ():
+            self.module.get_submodule(name).train()
+
+    @contextlib.contextmanager
+    def own_randomness(self, mode: tuple[str, ...] | None) -> Iterator[None]:
+        """Keep what a network in train mode draws (dropout) out of the global generator."""
+        norms = select.layers(self.module) if mode else []
+        if all(name in norms for name in mode or ()):
+            yield
+            return
+        devices = [self.device] if self.device.type == "cuda" else []
+        seed = int(torch.randint(2**62, (), generator=self.generator, device=self.device))
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            yield
+
+    # The primitives of a step. Each changes `work` alone.
+
+    def draw(self, name: str, make: Callable[[torch.Generator], Tensor]) -> Tensor:
+        """Return a random value: ``make(generator)``. The name tells it apart in its inner step."""
+        return make(self.generator)
+
+    def gradient(
+        self, loss: Callable[[Net, Tensor, Tensors], Objective]
+    ) -> tuple[Objective, Tensors]:
+        """Return the objective of ``loss(net, x, memory)`` and its gradient by the weights."""
+        leaves = {k: w.detach().requires_grad_() for k, w in self.work.weights.items()}
+        objective = self._evaluate(loss, leaves)
+        if objective.loss is None:
+            return objective, {}
+        if objective.loss.dim() != bool(self.many):
+            raise ValueError(
+                f"The loss of {type(self.method).__name__} has shape {list(objective.loss.shape)}; "
+                "it must be a scalar. Take its mean or its sum."
+            )
+        self.backwards += self._batch
+        found = torch.autograd.grad(
+            objective.loss.sum(), list(leaves.values()), allow_unused=True
+        )
+        grads = {k: g for k, g in zip(leaves, found, strict=True) if g is not None}
+        if self.unused is None:
+            self._settle_unused(list(leaves), grads)
+        self._require_finite(objective.loss, *grads.values())
+        self.note(loss=objective.loss)
+        return objective, grads
+
+    def descend(self, grads: Tensors, when: Tensor | None = None) -> None:
+        """Take one step of the optimiser, where ``when`` holds."""
+        if grads and self.method.optimizer is None:
+            raise ValueError(
+                f"{type(self.method).__name__} has a loss but no optimizer. Give it one, such as "
+                "optimizer=SGD(lr=1e-3)."
+            )
+        if grads and self.method.optimizer:
+            self.work.weights, self.work.slots = self.method.optimizer.update(
+                self.work.weights, grads, self.work.slots, when
+            )
+
+    def write(self, values: Tensors, when: Tensor | None = None) -> None:
+        """Set weights or buffers, where ``when`` holds."""
+        for name, value in values.items():
+            held = self.work.buffers if name in self.work.buffers else self.work.weights
+            held[name] = gate(when, value.detach(), held[name])
+
+    def remember(self, when: Tensor | None = None, **values: Tensor) -> None:
+        """Set entries of the memory, where ``when`` holds."""
+        for name, value in values.items():
+            self.work.memory[name] = gate(when, value.detach(), self.work.memory[name])
+
+    def rewind(
+        self, parts: tuple[str, ...] = ("",), survives: tuple[str, ...] = (), when: Tensor | None = None
+    ) -> None:
+        """Put back, where ``when`` holds, what lies under the paths ``parts`` but not ``survives``."""
+        start = self.start.tensors()
+        for group, held in _groups(self.work):
+            for name in held:
+                path = f"{group}.{name}"
+                if _under(path, parts) and not _under(path, survives):
+                    held[name] = gate(when, start[path].clone(), held[name])
+
+    def note(self, **values: Tensor) -> None:
+        """Keep quantities of this inner step to show; they last until the next batch."""
+        for name, value in values.items():
+            self.notes.setdefault(name, []).append(value.detach())
+
+    def say(self, message: str) -> None:
+        """Tell the user once what was chosen, approximated or left out."""
+        if message not in self.said:
+            self.said.append(message)
+            warnings.warn(message, UserWarning, stacklevel=2)
+
+    def default_step(self, x: Tensor) -> Tensor:
+        """Run the method's inner steps on the batch, or on each sample of it; return the logits."""
+        method, objective = self.method, Objective()
+        for self.inner in range(method.steps):
+            objective, grads = self.gradient(self._loss)
+            self.descend(grads, objective.when)
+            self.remember(**objective.memory)
+            self.note(**objective.notes)
+            settled = self._evaluate(self._settle, self.work.weights)
+            self.write({k[2:]: v for k, v in settled.memory.items() if k.startswith("w.")})
+            self.remember(**{k[2:]: v for k, v in settled.memory.items() if k.startswith("m.")})
+        if objective.logits is None:
+            return self.answer()
+        return objective.logits
+
+    def answer(self) -> Tensor:
+        """Return the logits of the batch under the present values, without adapting."""
+        with torch.no_grad():
+            predicted = self._evaluate(
+                lambda net, x, memory: Objective(logits=self.method.predict(net, x, memory)),
+                self.work.weights,
+            )
+        assert predicted.logits is not None
+        return predicted.logits
+
+    # One batch from outside.
+
+    def adapt(self, call: Call) -> Tensor:
+        """Adapt to one batch, return its logits, and commit the change if all of it was finite."""
+        with self._opened(call):
+            self.notes = {}
+            logits = self.method.step(self, call.x).detach()
+            self._require_finite(logits)
+            self._commit()
+        return logits
+
+    def predict(self, call: Call) -> Tensor:
+        """Return the logits of a batch; nothing changes."""
+        with self._opened(call):
+            logits = self.answer().detach()
+            self.generator.set_state(self.state.generator)
+        return logits
+
+    def adapt_each(self, call: Call, chunk: int) -> Tensor:
+        """Adapt to every sample alone, ``chunk`` at once, each from the start; keep nothing."""
+        answers = []
+        outputs: list[tuple[Any, Tensor] | None] = []
+        skipped = self.state.skipped.clone()
+        for first in range(0, call.x.shape[0], max(chunk, 1)):
+            rows = call.rows(slice(first, first + max(chunk, 1)))
+            with self._opened(rows, many=rows.x.shape[0] if chunk else 0, fresh=True):
+                self.notes = {}
+                logits = self.method.step(self, rows.x).detach()
+                self._require_finite(logits.reshape(rows.x.shape[0], -1) if chunk else logits)
+                skipped += (~self._finite).sum()
+                answers.append(logits.flatten(0, 1) if chunk else logits)
+                outputs.append(self.output)
+        self.state.skipped.copy_(skipped)
+        self.state.batch += 1
+        self.output = _join(outputs)
+        return torch.cat(answers)
+
+    def measure_coupling(self, call: Call) -> bool:
+        """Return whether a row's answer depends on the row beside it, by trying."""
+        try:
+            pair, alone = (self.predict(call.rows(slice(0, n)))[:1] for n in (2, 1))
+        except ValueError:  # statistics of one row do not exist
+            return True
+        # Kernels differ by batch size, in their last digits only.
+        digits = 0.05 if pair.dtype in _HALF else 1e-4
+        return bool((pair - alone).abs().max() > digits * pair.abs().max())
+
+    def move(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Apply a device move to everything that the module itself does not hold."""
+        self.original._apply(fn)
+        self.state, self.start = self.state.map(fn), self.start.map(fn)
+        self.work = self.state
+        self.constants = {k: fn(t) for k, t in self.constants.items()}
+        device = self.state.skipped.device
+        if device != self.device:
+            self.device = device
+            self.generator = torch.Generator(device).manual_seed(self.seed)
+            self.state.generator = self.start.generator = self.generator.get_state()
+
+    def reset(self, survives: tuple[str, ...] = ()) -> None:
+        """Restore every tensor, the generator and the counters to the start, to the byte."""
+        start = self.start.tensors()
+        for path, tensor in self.state.tensors().items():
+            if not _under(path, survives) and path != "generator":
+                tensor.copy_(start[path])
+        if not _under("generator", survives):
+            self.generator.set_state(self.start.generator)
+        self.state.generator = self.generator.get_state()
+        self.state.batch = 0
+
+    def restore(self, state: State) -> None:
+        """Write a state of this very learner back."""
+        target, given = self.state.tensors(), state.tensors()
+        if {k: t.shape for k, t in target.items()} != {k: t.shape for k, t in given.items()}:
+            odd = sorted(set(target) ^ set(given)) or "shapes"
+            raise ValueError(
+                f"The state does not fit this adapted model: {odd} differ. "
+                "Restore a snapshot of the same model and method."
+            )
+        for path, tensor in target.items():
+            if path != "generator":
+                tensor.copy_(given[path])
+        self.generator.set_state(state.generator)
+        self.state.generator = state.generator.clone()
+        self.state.batch = state.batch
+
+    # How it is done.
+
+    @property
+    def _batch(self) -> int:
+        return self.call.x.shape[0] if self.call else 1
+
+    def _loss(self, net: Net, x: Tensor, memory: Tensors) -> Objective:
+        return self.method.loss(net, x, memory, self.draw)
+
+    def _settle(self, net: Net, x: Tensor, memory: Tensors) -> Objective:
+        weights, entries = self.method.settle(net, memory, self.draw)
+        named = {f"w.{k}": v for k, v in weights.items()}
+        return Objective(memory=named | {f"m.{k}": v for k, v in entries.items()})
+
+    def _evaluate(
+        self, f: Callable[[Net, Tensor, Tensors], Objective], weights: Tensors
+    ) -> Objective:
+        """Run ``f`` once on the batch, or by ``vmap`` on every sample with weights of its own."""
+        work, call = self.work, self.call
+        if not self.many or call is None:
+            x = call.x if call else torch.empty(0)
+            return f(Net(self, weights, work.buffers), x, work.memory)
+        rows = call.batched()
+        built: list[tuple[Any, int]] = []
+
+        def one(weights: Tensors, memory: Tensors, rows: dict[Any, Tensor]) -> dict[str, Any]:
+            self.call = call.put({k: row.unsqueeze(0) for k, row in rows.items()})
+            self.output = None
+            objective = f(Net(self, weights, work.buffers), self.call.x, memory)
+            parts = {"loss": objective.loss, "logits": objective.logits, "when": objective.when}
+            parts |= {"memory": objective.memory, "notes": objective.notes}
+            leaves: list[Tensor] = []
+            if self.output is not None and self.output[0] is not self.output[1]:
+                tree(leaves.append, self.output[0])
+                place = [leaf is self.output[1] for leaf in leaves].index(True)
+                built.append((self.output[0], place))
+            parts["leaves"] = dict(enumerate(leaves))
+            return {k: v for k, v in parts.items() if v is not None}
+
+        try:
+            with _math_attention():
+                parts = vmap(one, randomness="same")(weights, work.memory, rows)
+        finally:
+            self.call, self.output = call, None
+        leaves = parts.pop("leaves")
+        if built:
+            flat = [leaf.flatten(0, 1) if leaf.dim() > 1 else leaf for leaf in leaves.values()]
+            stream = iter(flat)
+            self.output = (tree(lambda _: next(stream), built[0][0]), flat[built[0][1]])
+        return Objective(**parts)
+
+    @contextlib.contextmanager
+    def _opened(self, call: Call, many: int = 0, fresh: bool = False) -> Iterator[None]:
+        """Give the step values of its own; on an error nothing has changed."""
+        begun, said = self.begun, list(self.said)
+        self.call, self.many, self.output = call, many, None
+        if fresh:
+            self.generator.set_state(self.start.generator)
+        self._finite = torch.ones((many,) if many else (), dtype=torch.bool, device=self.device)
+        try:
+            self._begin(fresh)
+            base = self.start if fresh else self.state
+            self.work = _values(base, many)
+            yield
+        except BaseException:
+            self.generator.set_state(self.state.generator)
+            if not begun:
+                self.begun, self.state.memory, self.start.memory = False, {}, {}
+            self.said = said
+            raise
+        finally:
+            self.work, self.call, self.many, self.inner = self.state, None, 0, 0
+
+    def _begin(self, fresh: bool) -> None:
+        """Ask the method for its memory, once, and take the start again."""
+        if self.begun or self.call is None:
+            return
+        many, self.many = self.many, 0
+        call = self.call
+        if fresh:
+            self.call = call.rows(slice(0, 1))
+        self.work = _values(self.state, 0)
+        with torch.no_grad():
+            memory = self.method.begin(self.live, self.call.x, self.draw)
+        self.call, self.many, self.output = call, many, None
+        self.state.memory = {k: t.detach().clone() for k, t in memory.items()}
+        self.start.memory = {k: t.clone() for k, t in self.state.memory.items()}
+        self.start.generator = self.generator.get_state()
+        self.begun = True
+
+    def _commit(self) -> None:
+        for (_, held), (_, new) in zip(_groups(self.state), _groups(self.work), strict=True):
+            for name, kept in held.items():
+                if new[name] is not kept:
+                    kept.copy_(torch.where(self._finite, new[name].detach(), kept))
+        self.state.skipped.add_(~self._finite)
+        self.state.generator = self.generator.get_state()
+        self.state.batch += 1
+
+    def _require_finite(self, *tensors: Tensor) -> None:
+        """Note on the device whether all is finite, for the batch or for each sample."""
+        for tensor in tensors:
+            finite = tensor.isfinite()
+            self._finite = self._finite & (finite.reshape(self.many, -1).all(1) if self.many else finite.all())
+
+    def _settle_unused(self, names: list[str], grads: Tensors) -> None:
+        self.unused = [name for name in names if name not in grads]
+        if names and not grads:
+            raise ValueError(
+                f"Nothing that {type(self.method).__name__} adapts ({_some(names)}) influences this "
+                "model's answer: its forward uses cached or private copies of its weights, or the "
+                "layers are never called. Make the model read its registered parameters."
+            )
+        if self.unused:
+            self.say(
+                f"{len(self.unused)} of {len(names)} adapting tensors do not influence the answer "
+                f"and stay as they are: {_some(self.unused)}."
+            )
+
+    def _prepare(self, batches: Iterable[Any]) -> None:
+        self.work = _values(self.state, 0)
+        with torch.inference_mode(False), torch.enable_grad():
+            self.constants = self.method.prepare(self, batches)
+        self._commit()
+        self.state.batch = 0
+        self.work, self.unused = self.state, None
+        self.start = self.state.clone()
+
+
+def _master(parameter: Tensor) -> Tensor:
+    # In half precision a small step rounds away, so what adapts is kept in float32.
+    value = parameter.detach()
+    return value.float() if value.dtype in _HALF else value.clone()
+
+
+def _values(state: State, many: int) -> State:
+    """Return the state's values for a step: buffers as scratch, the rest stacked if for many."""
+
+    def held(tensors: Tensors) -> Tensors:
+        return {k: t.expand(many, *t.shape) if many else t for k, t in tensors.items()}
+
+    return State(
+        held(state.weights),
+        {k: b.clone() for k, b in state.buffers.items()},
+        {slot: held(tensors) for slot, tensors in state.slots.items()},
+        held(state.memory),
+        state.generator,
+        state.skipped,
+        state.batch,
+    )
+
+
+def _groups(state: State) -> list[tuple[str, Tensors]]:
+    slots = [(f"slots.{slot}", held) for slot, held in state.slots.items()]
+    return [
+        ("weights", state.weights),
+        ("buffers", state.buffers),
+        ("memory", state.memory),
+        *slots,
+    ]
+
+
+def _under(path: str, parts: tuple[str, ...]) -> bool:
+    return any(part == "" or path == part or path.startswith(f"{part}.") for part in parts)
+
+
+def _join(outputs: list[tuple[Any, Tensor] | None]) -> tuple[Any, Tensor] | None:
+    found = [output for output in outputs if output is not None]
+    if len(found) < len(outputs) or all(raw is logits for raw, logits in found):
+        return None
+    place: list[Tensor] = []
+
+    def join(*parts: Tensor) -> Tensor:
+        joined = torch.cat(parts) if parts[0].dim() else torch.stack(parts)
+        if parts[0] is found[0][1]:
+            place.append(joined)
+        return joined
+
+    raw = tree(join, *(raw for raw, _ in found))
+    return (raw, place[0]) if place else None
+
+
+def _math_attention() -> contextlib.AbstractContextManager[None]:
+    # The fused attention of the CPU has no batching rule: vmap would loop over it and warn.
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,158 @@
+"""The state as tensors, with the identity of what it belongs to; one safetensors file."""
+
+import ctypes
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from testtime.adaptation.learner import Learner
+from testtime.adaptation.optim import Tensors
+
+FORMAT = 1
+
+
+def pack(learner: Learner) -> Tensors:
+    """Return everything that is needed to go on elsewhere, and whose it is."""
+    start = {k: t for k, t in learner.start.tensors().items() if not k.startswith("weights.")}
+    identity = {
+        "format": FORMAT,
+        "batch": learner.state.batch,
+        "begun": learner.begun,
+        "method": {"method": learner.method.name, **learner.method.configuration()},
+        "model": fingerprint(learner.original),
+    }
+    packed = {f"state.{k}": t.clone() for k, t in learner.state.tensors().items()}
+    packed |= {f"start.{k}": t.clone() for k, t in start.items()}
+    packed |= {f"constants.{k}": t.clone() for k, t in learner.constants.items()}
+    packed["identity"] = torch.tensor(list(json.dumps(identity).encode()), dtype=torch.uint8)
+    return packed
+
+
+def unpack(learner: Learner, packed: Mapping[str, Any]) -> None:
+    """Check that a state belongs to this model and method, then write it.
+
+    Raises:
+        ValueError: it does not; the message names what differs, and nothing has changed.
+    """
+    if "identity" not in packed:
+        raise ValueError(
+            f"This is no state of an adapted model (it holds {sorted(packed)[:3]} ...). "
+            "Load what Adapted.save() or Adapted.state_dict() gave."
+        )
+    identity = json.loads(bytes(packed["identity"].tolist()).decode())
+    _compare(learner, identity)
+    memory = {
+        place: {
+            k.removeprefix(f"{place}.memory."): t.to(learner.device)
+            for k, t in packed.items()
+            if k.startswith(f"{place}.memory.")
+        }
+        for place in ("state", "start")
+    }
+    held = {f"state.{k}": t for k, t in learner.state.tensors().items() if ".memory." not in k}
+    wrong = [k for k, t in held.items() if k not in packed or packed[k].shape != t.shape]
+    wrong = [k for k in wrong if not k.startswith("state.memory.")]
+    if wrong:
+        raise ValueError(
+            f"The state does not fit this adapted model: '{wrong[0]}' is missing or of another "
+            "shape. Build the model and the method as they were when it was saved."
+        )
+    learner.begun = bool(identity["begun"])
+    learner.constants = {
+        k.removeprefix("constants."): t.to(learner.device)
+        for k, t in packed.items()
+        if k.startswith("constants.")
+    }
+    learner.state.memory, learner.start.memory = memory["state"], memory["start"]
+    for place, state in (("state", learner.state), ("start", learner.start)):
+        for path, tensor in state.tensors().items():
+            if path != "generator" and f"{place}.{path}" in packed:
+                tensor.copy_(packed[f"{place}.{path}"])
+        state.generator = packed[f"{place}.generator"].cpu().clone()
+    learner.generator.set_state(learner.state.generator)
+    learner.state.batch = int(identity["batch"])
+
+
+def save(packed: Tensors, path: str | PathLike[str]) -> None:
+    """Write tensors to a file, whole or not at all."""
+    target = Path(path)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    try:
+        save_file({k: t.contiguous() for k, t in packed.items()}, name)
+        os.replace(name, target)
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"The state could not be written to {target}: {error}. "
+            "What was there before is unchanged; free some space or choose another folder."
+        ) from error
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def load(path: str | PathLike[str]) -> Tensors:
+    """Read tensors from a file.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it is no safetensors file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {path}. Give the path that save() wrote to.")
+    try:
+        tensors: Tensors = load_file(str(path))
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} cannot be read as a safetensors file ({error}). "
+            "It is torn or of another kind; use a file that Adapted.save() wrote."
+        ) from error
+    return tensors
+
+
+def fingerprint(model: nn.Module) -> dict[str, str]:
+    """Return a short hash of every tensor of a model, its shape and dtype included."""
+    return {name: _hash(tensor) for name, tensor in model.state_dict().items()}
+
+
+def _compare(learner: Learner, identity: dict[str, Any]) -> None:
+    if identity.get("format") != FORMAT:
+        raise ValueError(
+            f"The state has format {identity.get('format')}, this version reads {FORMAT}. "
+            "Load it with the version of testtime that saved it."
+        )
+    saved, mine = identity["method"], {"method": learner.method.name, **learner.method.configuration()}
+    differing = _differing(saved, mine)
+    if differing:
+        words = "; ".join(f"{k} was {saved.get(k)} and is {mine.get(k)}" for k in differing)
+        raise ValueError(
+            f"The state belongs to another method: {words}. Adapt with the method that saved it."
+        )
+    saved, mine = identity["model"], fingerprint(learner.original)
+    differing = _differing(saved, mine)
+    if differing:
+        raise ValueError(
+            f"The state belongs to another model: {len(differing)} of {len(mine)} tensors differ, "
+            f"first '{differing[0]}'. Load the weights that were adapted, then the state."
+        )
+
+
+def _differing(one: dict[str, str], other: dict[str, str]) -> list[str]:
+    return [k for k in {**one, **other} if one.get(k) != other.get(k)]
+
+
+def _hash(tensor: Tensor) -> str:
+    data = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{data.dtype}{list(data.shape)}".encode())
+    size = data.numel() * data.element_size()
+    if size:
+        digest.update((ctypes.c_char * size).from_address(data.data_ptr()))
+    return digest.hexdigest()[:16]
