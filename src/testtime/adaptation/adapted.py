@@ -15,6 +15,7 @@ from testtime.adaptation.calls import Call, Where, put_logits
 from testtime.adaptation.checks import check_call, check_values
 from testtime.adaptation.copy import shared_tensors, unwrap
 from testtime.adaptation.core import Method, State
+from testtime.adaptation.export import Exported, export
 from testtime.adaptation.learner import Learner
 from testtime.adaptation.methods import find
 from testtime.adaptation.preprocessing import Preprocessing, declared
@@ -119,7 +120,7 @@ class Adapted(nn.Module):
         self.module = self.learner.module
         self._turn = _Turn()
         self._unseen = True
-        self._like: tuple[int, torch.dtype] | None = None
+        self.suspicion = ""
 
     # Answers.
 
@@ -192,7 +193,7 @@ class Adapted(nn.Module):
         self._check_shared()
         self.learner.restore(state)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return the whole state and the identity of model and method, as tensors."""
         return persistence.pack(self.learner)
 
@@ -210,6 +211,21 @@ class Adapted(nn.Module):
         """Continue from a file; one of another model or method is refused, naming what differs."""
         self.load_state_dict(persistence.load(path))
         return self
+
+    def export(
+        self, *args: Any, statistics: Literal["source", "last"] | None = None, **kwargs: Any
+    ) -> Exported:
+        """Return the adapted network as a plain module in eval mode, and how far its answers are.
+
+        Args:
+            args: a batch, as for a call; needed where answers depend on the batch.
+            statistics: there, what is frozen: the ``"source"``'s, or this ``"last"`` batch's.
+            kwargs: likewise.
+        """
+        if not args and not kwargs:
+            return export(self.learner, None, statistics)
+        with self._entered(Call(args, kwargs)) as call:
+            return export(self.learner, call, statistics)
 
     def report(self) -> Report:
         """Return what adapts, what it cost, what was skipped, and everything that was said."""
@@ -238,7 +254,9 @@ class Adapted(nn.Module):
         learner = self.learner
         weights = sum(w.numel() for w in learner.state.weights.values())
         shown = "\n".join(f"  {name}" for name in learner.selected)
-        return f"{self.method}, adapts {len(learner.selected)} tensors ({weights:,} weights):\n{shown}"
+        return (
+            f"{self.method}, adapts {len(learner.selected)} tensors ({weights:,} weights):\n{shown}"
+        )
 
     def __repr__(self) -> str:
         """Return the method and the names of everything that may change."""
@@ -251,7 +269,7 @@ class Adapted(nn.Module):
                 "An adapted model keeps its dtype, for its state would lose digits. Convert the "
                 "model first, then call adapt()."
             )
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.learner.move(fn)
         return self
 
@@ -309,11 +327,11 @@ class Adapted(nn.Module):
 
     def _look(self, call: Call) -> None:
         """Look at the values of a first batch, and measure whether its rows couple."""
-        suspicion = check_values(call.x, self._given, self._own)
-        if suspicion and self.strict:
-            raise ValueError(suspicion)
-        if suspicion:
-            self.learner.say(suspicion)
+        self.suspicion = check_values(call.x, self._given, self._own)
+        if self.suspicion and self.strict:
+            raise ValueError(self.suspicion)
+        if self.suspicion:
+            self.learner.say(self.suspicion)
         if self.learner.couples is None and call.x.shape[0] > 1:
             self.learner.couples = self.learner.measure_coupling(call)
 
@@ -376,17 +394,12 @@ def adapt(
         raise ValueError(f"episodic={episodic!r} is not known: use False, 'batch' or 'sample'.")
     if many not in ("auto", "vmap", "loop"):
         raise ValueError(f"many={many!r} is not known: use 'auto', 'vmap' or 'loop'.")
-    if (mean is None) != (std is None):
-        raise ValueError("mean and std go together: give both, or neither.")
     if method.needs_source and source is None:
         raise ValueError(
             f"{type(method).__name__} needs source data, but none was given. "
             "Pass source= with batches like those that the model was trained on."
         )
     plain = unwrap(model)
-    preprocessing = None
-    if mean is not None and std is not None:
-        preprocessing = Preprocessing(_channels(mean), _channels(std))
     return Adapted(
         plain,
         method,
@@ -394,15 +407,11 @@ def adapt(
         episodic=episodic,
         reset_every=reset_every,
         source=source,
-        preprocessing=preprocessing,
+        preprocessing=Preprocessing.of(mean, std),
         seed=seed,
         many=many,
         strict=strict,
     )
-
-
-def _channels(value: float | Sequence[float]) -> tuple[float, ...]:
-    return (float(value),) if isinstance(value, int | float) else tuple(float(v) for v in value)
 
 
 def _normal(tensor: Tensor) -> Tensor:

@@ -17,11 +17,12 @@ def batch_norms(
     module: nn.Module, kinds: tuple[type[nn.Module], ...] = select.BATCH_NORMS
 ) -> dict[str, _BatchNorm]:
     """Return the BatchNorm layers that keep running statistics, by name."""
-    found = {}
+    found: dict[str, _BatchNorm] = {}
     for name, layer in module.named_modules():
-        norm = isinstance(layer, _BatchNorm) and not isinstance(layer, _InstanceNorm)
-        if norm and isinstance(layer, kinds) and layer.running_mean is not None:
-            found[name] = layer
+        # torch derives its InstanceNorm from the base class of its BatchNorm.
+        if isinstance(layer, _BatchNorm) and not isinstance(layer, _InstanceNorm):
+            if isinstance(layer, kinds) and layer.running_mean is not None:
+                found[name] = layer
     return found
 
 
@@ -61,6 +62,7 @@ def normalise_with(layer: _BatchNorm, statistics: Statistics, *, keep: bool) -> 
         layer.running_mean, layer.running_var = statistics(layer, mean, var, x.shape[0])
 
     def after(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        assert isinstance(layer, _BatchNorm)
         mean, var = held.pop()
         if not keep:
             layer.running_mean, layer.running_var = mean, var

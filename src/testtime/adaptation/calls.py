@@ -43,12 +43,10 @@ class Call:
 
     def batched(self) -> dict[int | str, Tensor]:
         """Return the arguments with a row for every row of ``x``, ``x`` among them."""
-        every: dict[int | str, Any] = {**dict(enumerate(self.args)), **self.kwargs}
+        every: list[tuple[int | str, Any]] = [*enumerate(self.args), *self.kwargs.items()]
         batch = self.x.shape[0]
         return {
-            k: v
-            for k, v in every.items()
-            if isinstance(v, Tensor) and v.dim() > 0 and v.shape[0] == batch
+            k: v for k, v in every if isinstance(v, Tensor) and v.dim() > 0 and v.shape[0] == batch
         }
 
     def put(self, values: dict[int | str, Tensor]) -> "Call":
@@ -89,8 +87,8 @@ def find_logits(output: Any, where: Where) -> Tensor:
         ) from error
     if not isinstance(found, Tensor) or not found.is_floating_point() or found.dim() < 2:
         raise TypeError(
-            "The logits must be a floating tensor [B, C] or [B, C, ...], but the model's output is "
-            f"{describe(output)}. Pass logits= with a key, an index or a function that returns them."
+            "The logits must be a floating tensor [B, C] or [B, C, ...], but the model's output "
+            f"is {describe(output)}. Pass logits= with a key, an index or a function for them."
         )
     return found
 
@@ -99,20 +97,17 @@ def _look(output: Any, where: Where) -> Any:
     if callable(where):
         return where(output)
     if where is not None:
-        return getattr(output, where) if _has(output, where) else output[where]
+        named = isinstance(where, str) and not isinstance(output, Tensor | Mapping)
+        return getattr(output, str(where)) if named else output[where]
     if isinstance(output, Tensor):
         return output
-    if _has(output, "logits"):
-        return output.logits
     if isinstance(output, Mapping) and "logits" in output:
         return output["logits"]
+    if hasattr(output, "logits"):
+        return output.logits
     values = list(output.values()) if isinstance(output, Mapping) else output
     tensors = [v for v in values if isinstance(v, Tensor)] if _is_sequence(values) else []
     return tensors[0] if len(tensors) == 1 else None
-
-
-def _has(output: Any, name: str | int) -> bool:
-    return isinstance(name, str) and not isinstance(output, Tensor) and hasattr(output, name)
 
 
 def _is_sequence(value: Any) -> bool:

@@ -52,8 +52,8 @@ def check_call(call: Call, model: nn.Module, smallest: int, method: str) -> None
         )
 
 
-def check_values(x: Tensor, given: Preprocessing | None, own: Preprocessing | None) -> str | None:
-    """Refuse values that are not finite or are images of 0 to 255; return a suspicion, if any.
+def check_values(x: Tensor, given: Preprocessing | None, own: Preprocessing | None) -> str:
+    """Refuse values that are not finite or are images of 0 to 255; return a suspicion, or nothing.
 
     Args:
         x: the input of the first batch after building or a reset.
@@ -61,7 +61,7 @@ def check_values(x: Tensor, given: Preprocessing | None, own: Preprocessing | No
         own: the preprocessing that the model carries.
     """
     if not x.is_floating_point():
-        return None
+        return ""
     if not bool(x.isfinite().all()):
         bad = int((~x.isfinite()).flatten(1).any(1).sum()) if x.dim() > 1 else 1
         raise ValueError(
@@ -76,7 +76,7 @@ def check_values(x: Tensor, given: Preprocessing | None, own: Preprocessing | No
             "mean=0 and std=1/255 to adapt()."
         )
     wanted = given or own
-    return mismatch(x, wanted) if wanted and is_image else None
+    return mismatch(x, wanted) if wanted and is_image else ""
 
 
 def _integral(x: Tensor) -> bool:

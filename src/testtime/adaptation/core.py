@@ -311,17 +311,24 @@ class Method:
         return learner.default_step(x)
 
 
+ADVICE = " Use a method that fits; tt.doctor(model) lists them."
+
+
 def nothing_found(method: Method, module: nn.Module) -> ValueError:
     """Return the error of a method that finds nothing to adapt, naming what there is."""
-    kinds = Counter(type(m).__name__ for m in module.modules() if not any(m.children()))
-    found = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(6)) or "no layers"
+    kinds = Counter(type(m).__name__ for m in module.modules() if any(True for _ in _own(m)))
+    found = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(6)) or "no parameters"
     wanted = getattr(method, "layers", None)
     names = f" ({', '.join(kind.__name__.lstrip('_') for kind in wanted)})" if wanted else ""
     return ValueError(
         f"{type(method).__name__} finds nothing to adapt in this model: it looked for "
-        f"{method.adapts}{names} and found {found}. Use a method that fits; "
-        "tt.doctor(model) lists them."
+        f"{method.adapts}{names} and found {found}.{ADVICE}"
     )
+
+
+def _own(module: nn.Module) -> Iterable[Tensor]:
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
 
 
 def _spell(value: Any) -> str:

@@ -11,7 +11,7 @@ from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from testtime.adaptation import select
-from testtime.adaptation.calls import Call, Where, tree
+from testtime.adaptation.calls import Call, Where, find_logits, tree
 from testtime.adaptation.copy import private_copy
 from testtime.adaptation.core import Method, Net, Objective, State, nothing_found
 from testtime.adaptation.optim import Tensors, gate
@@ -110,6 +110,10 @@ class Learner:
         with torch.no_grad():
             return self.original(*call.args, **call.kwargs)
 
+    def logits_of(self, output: Any) -> Tensor:
+        """Return the logits in an output of the model."""
+        return find_logits(output, self.where)
+
     def set_mode(self, mode: tuple[str, ...] | None) -> None:
         """Put the named modules in train mode and all others in eval mode."""
         self.module.eval()
@@ -149,9 +153,7 @@ class Learner:
                 "it must be a scalar. Take its mean or its sum."
             )
         self.backwards += self._batch
-        found = torch.autograd.grad(
-            objective.loss.sum(), list(leaves.values()), allow_unused=True
-        )
+        found = torch.autograd.grad(objective.loss.sum(), list(leaves.values()), allow_unused=True)
         grads = {k: g for k, g in zip(leaves, found, strict=True) if g is not None}
         if self.unused is None:
             self._settle_unused(list(leaves), grads)
@@ -183,9 +185,12 @@ class Learner:
             self.work.memory[name] = gate(when, value.detach(), self.work.memory[name])
 
     def rewind(
-        self, parts: tuple[str, ...] = ("",), survives: tuple[str, ...] = (), when: Tensor | None = None
+        self,
+        parts: tuple[str, ...] = ("",),
+        survives: tuple[str, ...] = (),
+        when: Tensor | None = None,
     ) -> None:
-        """Put back, where ``when`` holds, what lies under the paths ``parts`` but not ``survives``."""
+        """Put back, where ``when`` holds, what lies under ``parts`` but not ``survives``."""
         start = self.start.tensors()
         for group, held in _groups(self.work):
             for name in held:
@@ -278,7 +283,7 @@ class Learner:
 
     def move(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Apply a device move to everything that the module itself does not hold."""
-        self.original._apply(fn)
+        self.original._apply(fn)  # type: ignore[no-untyped-call]
         self.state, self.start = self.state.map(fn), self.start.map(fn)
         self.work = self.state
         self.constants = {k: fn(t) for k, t in self.constants.items()}
@@ -344,8 +349,7 @@ class Learner:
             self.call = call.put({k: row.unsqueeze(0) for k, row in rows.items()})
             self.output = None
             objective = f(Net(self, weights, work.buffers), self.call.x, memory)
-            parts = {"loss": objective.loss, "logits": objective.logits, "when": objective.when}
-            parts |= {"memory": objective.memory, "notes": objective.notes}
+            parts: dict[str, Any] = dict(vars(objective))
             leaves: list[Tensor] = []
             if self.output is not None and self.output[0] is not self.output[1]:
                 tree(leaves.append, self.output[0])
@@ -418,14 +422,16 @@ class Learner:
         """Note on the device whether all is finite, for the batch or for each sample."""
         for tensor in tensors:
             finite = tensor.isfinite()
-            self._finite = self._finite & (finite.reshape(self.many, -1).all(1) if self.many else finite.all())
+            self._finite = self._finite & (
+                finite.reshape(self.many, -1).all(1) if self.many else finite.all()
+            )
 
     def _settle_unused(self, names: list[str], grads: Tensors) -> None:
         self.unused = [name for name in names if name not in grads]
         if names and not grads:
             raise ValueError(
-                f"Nothing that {type(self.method).__name__} adapts ({_some(names)}) influences this "
-                "model's answer: its forward uses cached or private copies of its weights, or the "
+                f"Nothing that {type(self.method).__name__} adapts ({_some(names)}) influences "
+                "this model's answer: its forward uses cached or private copies of its weights, or the "
                 "layers are never called. Make the model read its registered parameters."
             )
         if self.unused:

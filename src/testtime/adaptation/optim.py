@@ -83,10 +83,14 @@ class Adam:
     weight_decay: float = 0.0
 
     def slots(self, weights: Tensors) -> Slots:
-        """Return the state before the first update, zeros; ``step`` counts each tensor's updates."""
+        """Return the state before the first update, zeros; ``step`` counts updates."""
         zeros = {k: torch.zeros_like(w) for k, w in weights.items()}
         step = {k: w.new_zeros((), dtype=torch.float32) for k, w in weights.items()}
-        return {"exp_avg": zeros, "exp_avg_sq": {k: z.clone() for k, z in zeros.items()}, "step": step}
+        return {
+            "exp_avg": zeros,
+            "exp_avg_sq": {k: z.clone() for k, z in zeros.items()},
+            "step": step,
+        }
 
     def update(
         self, weights: Tensors, grads: Tensors, slots: Slots, when: Tensor | None = None

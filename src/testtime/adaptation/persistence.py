@@ -129,7 +129,10 @@ def _compare(learner: Learner, identity: dict[str, Any]) -> None:
             f"The state has format {identity.get('format')}, this version reads {FORMAT}. "
             "Load it with the version of testtime that saved it."
         )
-    saved, mine = identity["method"], {"method": learner.method.name, **learner.method.configuration()}
+    saved, mine = (
+        identity["method"],
+        {"method": learner.method.name, **learner.method.configuration()},
+    )
     differing = _differing(saved, mine)
     if differing:
         words = "; ".join(f"{k} was {saved.get(k)} and is {mine.get(k)}" for k in differing)

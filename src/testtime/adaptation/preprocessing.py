@@ -1,5 +1,6 @@
 """Do the values of a batch fit what the model was trained on?"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,30 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @classmethod
+    def of(
+        cls, mean: float | Sequence[float] | None, std: float | Sequence[float] | None
+    ) -> "Preprocessing | None":
+        """Return the preprocessing of a mean and std, each a value for each channel or for all.
+
+        Raises:
+            ValueError: one of the two is missing, or they are not of one length.
+        """
+        if mean is None and std is None:
+            return None
+        if mean is None or std is None:
+            raise ValueError("mean and std go together: give both, or neither.")
+        pair = [(float(v),) if isinstance(v, int | float) else tuple(v) for v in (mean, std)]
+        if len(pair[0]) != len(pair[1]):
+            raise ValueError(
+                f"mean has {len(pair[0])} values and std {len(pair[1])}: give one for each channel."
+            )
+        return cls(*pair)
+
+    def __str__(self) -> str:
+        """Return mean and std in words."""
+        return f"mean {_short(self.mean)}, std {_short(self.std)}"
+
     def undo(self, x: Tensor) -> Tensor:
         """Return the images ``[B, C, H, W]`` that gave this input."""
         shape = (1, -1, 1, 1)
@@ -40,14 +65,17 @@ def declared(model: nn.Module) -> Preprocessing | None:
     return None
 
 
-def mismatch(x: Tensor, wanted: Preprocessing) -> str | None:
-    """Return a sentence if images ``[B, C, H, W]`` do not look preprocessed as wanted, else none.
+def mismatch(x: Tensor, wanted: Preprocessing) -> str:
+    """Return a sentence if images ``[B, C, H, W]`` are not preprocessed as wanted, or nothing.
 
     An image in [0, 1] must come out when the preprocessing is undone, and use that range. Where it
     does not, the known preprocessings are tried, and the one that fits is named.
     """
-    if x.dim() != 4 or x.shape[1] not in (len(wanted.mean), *((3,) if len(wanted.mean) == 1 else ())):
-        return None
+    if x.dim() != 4 or x.shape[1] not in (
+        len(wanted.mean),
+        *((3,) if len(wanted.mean) == 1 else ()),
+    ):
+        return ""
     low, high = _range(x, wanted)
     outside = low < -0.03 or high > 1.03
     others = {
@@ -56,13 +84,13 @@ def mismatch(x: Tensor, wanted: Preprocessing) -> str | None:
         if not _near(Preprocessing(*pair), wanted)
     }
     fitting = [words for words, other in others.items() if _fits(x, other)]
-    squeezed = low > 0.05 and high < 0.95 and fitting
+    squeezed = high - low < 0.75 and fitting
     if not outside and not squeezed:
-        return None
+        return ""
     guess = f" They look like images with {fitting[0]}." if fitting else ""
     return (
-        f"The inputs do not fit the model's own preprocessing (mean {_short(wanted.mean)}, std "
-        f"{_short(wanted.std)}): undone, they span [{low:.2f}, {high:.2f}] instead of [0, 1].{guess} "
+        f"The inputs do not fit the model's preprocessing ({wanted}): "
+        f"undone, they span [{low:.2f}, {high:.2f}] instead of [0, 1].{guess} "
         "Preprocess as the model was trained, or pass mean= and std= if these inputs are meant."
     )
 

@@ -26,7 +26,9 @@ def norm_affine(module: nn.Module, kinds: tuple[type[nn.Module], ...] = NORMS) -
         Names in module order, weight before bias; tied tensors once.
     """
     wanted = {
-        f"{name}.{part}".lstrip(".") for name in layers(module, kinds) for part in ("weight", "bias")
+        f"{name}.{part}".lstrip(".")
+        for name in layers(module, kinds)
+        for part in ("weight", "bias")
     }
     return [name for name, _ in module.named_parameters() if name in wanted]
 

@@ -1,6 +1,6 @@
 """BN adaptation: the statistics of the test data in the place of the source's.
 
-Papers: Schneider, Rusak et al., NeurIPS 2020, arXiv 2006.16971 (statistics mixed with the source's);
+Papers: Schneider, Rusak et al., NeurIPS 2020, arXiv 2006.16971 (mixed with the source's);
 Nado et al., 2020, arXiv 2006.10963 (the batch's alone).
 Code that was recorded: bethgelab/robustness; ``Norm`` of DequanWang/tent.
 """
@@ -24,7 +24,7 @@ class BNAdapt(Method):
     With ``m, v`` a layer's mean and variance over the batch and ``m_s, v_s`` the source's, variant
     ``"batch"`` normalises with ``m`` and the biased ``v``; ``"mix"`` with ``p * m_s + (1 - p) * m``
     and likewise the unbiased ``v``, where ``p`` is ``prior`` or ``N / (N + B)`` for
-    ``source_size=N`` (2006.16971, equation 3); ``"cumulative"`` with plain averages over all batches
+    ``source_size=N`` (2006.16971, equation 3); ``"cumulative"`` with averages over all batches
     so far; ``"moving"`` with exponential averages that start at the source's (two forwards).
     State: the running statistics in the last two variants, none in the others.
 
@@ -90,8 +90,9 @@ class BNAdapt(Method):
         return module
 
     def select(self, module: nn.Module) -> list[str]:
-        """Return the running statistics that move."""
-        return select.norm_statistics(module, self.layers) if self.variant != "mix" else []
+        """Return the running statistics that move; none where those of the batch serve alone."""
+        still = self.variant == "mix" or (self.variant == "batch" and self.running == "none")
+        return [] if still else select.norm_statistics(module, self.layers)
 
     def loss(self, net: Net, x: Tensor, memory: Tensors, draw: Draw) -> Objective:
         """Return the logits; moving averages move first, in a forward whose answer is dropped."""
