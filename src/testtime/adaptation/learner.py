@@ -431,7 +431,7 @@ class Learner:
         if names and not grads:
             raise ValueError(
                 f"Nothing that {type(self.method).__name__} adapts ({_some(names)}) influences "
-                "this model's answer: its forward uses cached or private copies of its weights, or the "
+                "this model's answer: its forward uses cached or private copies of them, or the "
                 "layers are never called. Make the model read its registered parameters."
             )
         if self.unused:
