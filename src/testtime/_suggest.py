@@ -1,10 +1,21 @@
-"""Did you mean: the known name nearest to one that was mistyped."""
+"""The end of an error about an unknown name."""
 
-import difflib
 from collections.abc import Iterable
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return `` Did you mean '...'?`` for the nearest known name, or nothing if none is near."""
-    near = difflib.get_close_matches(name.lower(), list(known), n=1)
-    return f" Did you mean '{near[0]}'?" if near else ""
+    """A question that names the known name nearest to an unknown one, or nothing.
+
+    It begins with a space, so that it can be put behind any sentence.
+
+    >>> suggest("TNET", ["source", "tent"])
+    " Did you mean 'tent'?"
+    >>> suggest("bench", ["source", "tent"])
+    ''
+    """
+    import difflib  # here, because only an error needs it
+
+    # Case counts for nothing: 'TENT' is as near to 'tent' as a name can be.
+    folded = {other.casefold(): other for other in known}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1)
+    return f" Did you mean '{folded[near[0]]}'?" if near else ""

@@ -1,0 +1,28 @@
+"""Tell which methods fit a model, what each would change, and why the others don't."""
+
+import click
+
+
+@click.command()
+@click.option("--model", required=True, help="NETWORK:FILE.safetensors or package.module:factory.")
+@click.option("--data", help="Inputs to try on: digits, or cifar10:FILE.parquet.")
+@click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1))
+def command(model: str, data: str | None, batch_size: int) -> None:
+    """Tell which methods fit a model, what each would change, and why the others don't.
+
+    With inputs each method is tried on a copy for one step. A factory may return the model and a
+    batch of inputs.
+    """
+    from testtime.adaptation.doctor import doctor
+    from testtime.bench import load_data
+    from testtime.models.load import call_factory, load_model
+
+    network, x = None, None
+    if ":" in model and "." in model.partition(":")[0]:
+        made = call_factory(model)
+        network, x = made if isinstance(made, tuple) else (made, None)
+    else:
+        network = load_model(model)
+    if data:
+        x = load_data(data).images[:batch_size]
+    click.echo(str(doctor(network, x)))
