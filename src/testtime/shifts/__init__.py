@@ -1,0 +1,5 @@
+"""Shifted data: corruptions of images."""
+
+from testtime.shifts.corruptions import corrupt
+
+__all__ = ["corrupt"]
