@@ -1,1 +1,24 @@
-"""Adapt a trained model to shifted data, without labels, while it is used."""
+"""Adapt a trained model to shifted data, without labels, while it is used.
+
+Everything that a method of your own needs is here.
+"""
+
+from testtime.adaptation import objectives, optim, select
+from testtime.adaptation.core import Draw, Method, Net, Objective, State
+from testtime.adaptation.learner import Learner
+from testtime.adaptation.optim import SGD, Adam, Tensors
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "Draw",
+    "Learner",
+    "Method",
+    "Net",
+    "Objective",
+    "State",
+    "Tensors",
+    "objectives",
+    "optim",
+    "select",
+]

@@ -20,9 +20,10 @@ def batch_norms(
     found: dict[str, _BatchNorm] = {}
     for name, layer in module.named_modules():
         # torch derives its InstanceNorm from the base class of its BatchNorm.
-        if isinstance(layer, _BatchNorm) and not isinstance(layer, _InstanceNorm):
-            if isinstance(layer, kinds) and layer.running_mean is not None:
-                found[name] = layer
+        if not isinstance(layer, _BatchNorm) or isinstance(layer, _InstanceNorm):
+            continue
+        if isinstance(layer, kinds) and layer.running_mean is not None:
+            found[name] = layer
     return found
 
 

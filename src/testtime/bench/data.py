@@ -42,7 +42,7 @@ def load_data(spec: str) -> Data:
         from testtime import demo
 
         images, labels = demo.digits("test")
-        return Data(demo.SPLIT, images, labels, demo.SHA256)
+        return Data(demo.SPLIT, images, labels, demo.sha256())
     if kind == "cifar10":
         return _parquet(Path(path))
     raise ValueError(

@@ -82,7 +82,7 @@ def run(
         ValueError: a shift or method is not known, or a method does not fit the model.
     """
     wanted, chosen = [_parse(shift) for shift in shifts], [find(method) for method in methods]
-    if len(data.labels.unique()) < 2:
+    if len(set(data.labels.tolist())) < 2:
         raise ValueError(
             f"All {len(data.labels)} labels of {data.name} are of one class, so an error says "
             "nothing. Use data with several classes."
@@ -96,7 +96,7 @@ def run(
                 adapted = adapt(model, method, seed=seed)
                 started = time.perf_counter()
                 answers = []
-                for batch in images.split(batch_size):
+                for batch in torch.split(images, batch_size):
                     answers.append(adapted(batch).argmax(1))
                     progress(len(batch))
                 seconds = time.perf_counter() - started
@@ -137,7 +137,9 @@ def shifted(images: Tensor, shift: str, severity: int, seed: int) -> Tensor:
     if shift == CLEAN:
         return images
     generator = torch.Generator(images.device).manual_seed(seed)
-    parts = [corrupt(part, shift, severity, generator=generator) for part in images.split(500)]
+    parts = [
+        corrupt(part, shift, severity, generator=generator) for part in torch.split(images, 500)
+    ]
     return torch.cat(parts)
 
 

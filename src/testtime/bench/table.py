@@ -12,8 +12,8 @@ def table(rows: Sequence[Row]) -> Table:
     shifts = list(dict.fromkeys(_shift(row) for row in rows))
     data, images = rows[0].data, rows[0].images
     out = Table(
-        title=f"Error in %, {images:,} images of {data}, batches of {rows[0].batch_size}",
-        caption="Each column starts from the source model. Lowest of a model in bold.",
+        title=f"Error in %: {images:,} images, batches of {rows[0].batch_size}",
+        caption=f"{data}. Each column starts from the source model; a model's lowest in bold.",
     )
     out.add_column("model")
     out.add_column("method")
@@ -37,10 +37,12 @@ def table(rows: Sequence[Row]) -> Table:
             best = min(other[column] for (m, _), other in errors.items() if m == model)
             text = f"{line[column]:.2f}"
             cells.append(f"[bold]{text}[/bold]" if line[column] == best else text)
-        out.add_row("" if model == previous else model, method, *cells, f"{seconds[model, method]:.1f}")
+        out.add_row(
+            "" if model == previous else model, method, *cells, f"{seconds[model, method]:.1f}"
+        )
         previous = model
     return out
 
 
 def _shift(row: Row) -> str:
-    return f"{row.shift} {row.severity}" if row.severity else row.shift
+    return f"{row.shift} {row.severity}".replace("_", " ") if row.severity else row.shift

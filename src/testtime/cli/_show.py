@@ -19,7 +19,7 @@ def show(
     batch_size: int,
     seed: int,
 ) -> Iterator[Row]:
-    """Yield every row as it is done; then print the table, and which methods did not fit and why."""
+    """Yield every row as it is done; then print the table, and what was said on the way."""
     rows: list[Row] = []
     fitting, misfits = _fitting(models, methods)
     total = len(data.images) * len(shifts) * sum(map(len, fitting.values()))

@@ -1,9 +1,5 @@
-"""Run methods over shifted data and show what each does.
+"""Run methods over shifted data and show what each does."""
 
-A row of JSON for every method and shift, and a table of errors.
-"""
-
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -18,24 +14,27 @@ import click
 @click.option("--shifts", default="clean", show_default=True, help="clean, fog:5, ... with commas.")
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1))
 @click.option("--seed", default=0, show_default=True)
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Append JSON lines here.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("bench.jsonl"),
+    show_default=True,
+    help="Append the rows here, a JSON object a line.",
+)
 def command(
-    model: str,
-    data: str,
-    methods: str,
-    shifts: str,
-    batch_size: int,
-    seed: int,
-    out: Path | None,
+    model: str, data: str, methods: str, shifts: str, batch_size: int, seed: int, out: Path
 ) -> None:
-    """Run methods over shifted data and show what each does."""
+    """Run methods over shifted data and show what each does.
+
+    A table of errors in percent, and a row of JSON for every method and shift.
+    """
     from testtime.bench import load_data
+    from testtime.bench.ledger import append
     from testtime.cli._show import show
     from testtime.models.load import load_model
 
-    network, images = load_model(model), load_data(data)
+    models, images = {model.partition(":")[0]: load_model(model)}, load_data(data)
     call = shlex.join(["testtime", *sys.argv[1:]])
-    wanted, chosen = shifts.split(","), methods.split(",")
-    with out.open("a") if out else open("/dev/null", "w") as file:  # noqa: SIM115, PTH123
-        for row in show({model.partition(":")[0]: network}, images, chosen, wanted, batch_size, seed):
-            print(json.dumps({**row.json(), "command": call}), file=file, flush=True)
+    for row in show(models, images, methods.split(","), shifts.split(","), batch_size, seed):
+        append(out, {**row.json(), "command": call})
+    click.echo(f"The rows are in {out}.")

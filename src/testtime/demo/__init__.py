@@ -4,7 +4,7 @@ DIGITS.md, beside this file, states origin, licence and accuracies. To train the
 ``python -m testtime.demo.train``.
 """
 
-import difflib
+import hashlib
 from collections.abc import Callable
 from importlib.resources import files
 from typing import Literal
@@ -13,12 +13,16 @@ import torch.nn.functional as F
 from safetensors.torch import load as read_safetensors
 from torch import Tensor, nn
 
+from testtime._suggest import suggest
 from testtime.models import CifarResNet, ResNetGN
 
-__all__ = ["MODELS", "SPLIT", "digits", "load"]
+__all__ = ["CORRUPTIONS", "MODELS", "SPLIT", "digits", "load", "sha256"]
 
 # The file holds the images in this order, so that the split cannot change under a stored result.
 SPLIT = "digits-1797: 1000 train / 797 test, seed 0"
+
+# What the demonstration shows, all at severity 5.
+CORRUPTIONS = ("gaussian_noise", "defocus_blur", "fog", "contrast")
 
 # The networks of the shipped weights, untrained; the weights are in NAME.safetensors.
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -75,13 +79,23 @@ def load(model: str = "resnet_bn") -> tuple[nn.Module, Tensor, Tensor]:
         ValueError: there is no such model.
     """
     if model not in MODELS:
-        close = difflib.get_close_matches(model, MODELS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"Unknown demo model {model!r}.{hint} There are {', '.join(MODELS)}.")
+        raise ValueError(
+            f"There is no demo model '{model}' (known: {', '.join(MODELS)})."
+            f"{suggest(model, MODELS)}"
+        )
     network = MODELS[model]()
     network.load_state_dict(_read(model))
     return network.eval(), *digits("test")
 
 
+def sha256() -> str:
+    """Give the hash of the file of digits, which names the data in results."""
+    return hashlib.sha256(_bytes("digits")).hexdigest()
+
+
 def _read(name: str) -> dict[str, Tensor]:
-    return read_safetensors(files(__name__).joinpath(f"{name}.safetensors").read_bytes())
+    return read_safetensors(_bytes(name))
+
+
+def _bytes(name: str) -> bytes:
+    return files(__name__).joinpath(f"{name}.safetensors").read_bytes()

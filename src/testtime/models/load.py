@@ -49,7 +49,7 @@ def load_checkpoint(name: str, path: str | Path) -> nn.Module:
     except (RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(
-            f"{path} does not hold the weights of {name}: {reason} Give the file that belongs to it."
+            f"{path} does not hold the weights of {name}: {reason} Give the file of that network."
         ) from error
     parts = OrderedDict(normalize=Normalize(mean, std), model=network)
     return nn.Sequential(parts).eval()
@@ -66,8 +66,8 @@ def call_factory(spec: str) -> Any:
         factory = getattr(importlib.import_module(place), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"'{spec}' cannot be called: {error}. Give package.module:function, importable from the "
-            "present folder, of a function without arguments that returns a model."
+            f"'{spec}' cannot be called: {error}. Give package.module:function, importable from "
+            "the present folder, of a function without arguments that returns a model."
         ) from error
     return factory()
 

@@ -11,13 +11,14 @@ Source: Hendrycks and Dietterich, "Benchmarking neural network robustness to com
 perturbations", ICLR 2019; constants of github.com/hendrycks/robustness at 8190fe3.
 """
 
-import difflib
 from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from testtime._suggest import suggest
 
 Table = Literal["cifar", "imagenet"]
 
@@ -78,9 +79,10 @@ def corrupt(
             or the generator is on another device.
     """
     if name not in CONSTANTS:
-        close = difflib.get_close_matches(name, CONSTANTS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"Unknown corruption {name!r}.{hint} There are {', '.join(CONSTANTS)}.")
+        raise ValueError(
+            f"There is no corruption '{name}' (known: {', '.join(CONSTANTS)})."
+            f"{suggest(name, CONSTANTS)}"
+        )
     if severity not in range(1, 6):
         raise ValueError(f"Severity goes from 1 to 5, found {severity!r}; choose one of these.")
     if generator is not None and generator.device.type != x.device.type:
