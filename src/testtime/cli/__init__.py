@@ -12,6 +12,7 @@ import ast
 import importlib
 import importlib.util
 import pkgutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,5 @@ def _sentence(error: Exception) -> str:
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(debug: bool) -> None:
     """Adapt trained models to data that has shifted, while they are used."""
+    # torch says so wherever NumPy is not installed; nothing on the command line needs it.
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
