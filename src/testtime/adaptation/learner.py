@@ -38,6 +38,7 @@ class Learner:
     ``draw`` is the only door to randomness: replace it to put recorded values in.
     """
 
+    @torch.inference_mode(False)  # state that is made under it could never be written again
     def __init__(
         self,
         model: nn.Module,
@@ -281,6 +282,7 @@ class Learner:
         digits = 0.05 if pair.dtype in _HALF else 1e-4
         return bool((pair - alone).abs().max() > digits * pair.abs().max())
 
+    @torch.inference_mode(False)
     def move(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Apply a device move to everything that the module itself does not hold."""
         self.original._apply(fn)  # type: ignore[no-untyped-call]
