@@ -14,3 +14,10 @@ def test_built_and_moved_within_inference_mode():
         other.load_state_dict(adapted.state_dict())
     for one in (adapted, other):
         assert torch.equal(one(batches[0]), tt.adapt(model, "tent")(batches[0]))
+
+
+def test_group_norm_after_frozen_channels_last_layers():
+    model, batches = tiny("groupnorm")
+    plain = tt.adapt(model, "tent")(batches[0])
+    model.to(memory_format=torch.channels_last)
+    assert torch.allclose(tt.adapt(model, "tent")(batches[0]), plain, atol=1e-6)

@@ -51,6 +51,9 @@ class Learner:
         self.method, self.where, self.seed = method, where, seed
         self.original = private_copy(model).eval()
         self.module = method.configure(private_copy(model)).requires_grad_(False)
+        for layer in self.module.modules():
+            if isinstance(layer, nn.GroupNorm):
+                layer.register_forward_pre_hook(_contiguous)
         self.runner = _Runner(self.module)
         selected = set(method.select(self.module))
         parameters = dict(self.module.named_parameters())
@@ -450,6 +453,13 @@ class Learner:
         self.state.batch = 0
         self.work, self.unused = self.state, None
         self.start = self.state.clone()
+
+
+def _contiguous(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    # On a CPU the backward pass of torch's GroupNorm (2.13) kills the process where a channels-last
+    # input needs no gradient but the scale does, as it is with everything frozen but the norms.
+    x = args[0]
+    return None if x.is_cuda or x.requires_grad else (x.contiguous(), *args[1:])
 
 
 def _master(parameter: Tensor) -> Tensor:
