@@ -251,9 +251,10 @@ class Learner:
 
     def predict(self, call: Call) -> Tensor:
         """Return the logits of a batch; nothing changes."""
+        begun = self.begun
         with self._opened(call):
             logits = self.answer().detach()
-            self.generator.set_state(self.state.generator)
+        self._undo(begun)
         return logits
 
     def adapt_each(self, call: Call, chunk: int) -> Tensor:
@@ -389,13 +390,18 @@ class Learner:
             self.work = _values(base, many)
             yield
         except BaseException:
-            self.generator.set_state(self.state.generator)
-            if not begun:
-                self.begun, self.state.memory, self.start.memory = False, {}, {}
+            self._undo(begun)
             self.said = said
             raise
         finally:
             self.work, self.call, self.many, self.inner = self.state, None, 0, 0
+
+    def _undo(self, begun: bool) -> None:
+        """Take back what was drawn, and a beginning that was only for this call."""
+        self.generator.set_state(self.state.generator)
+        if not begun:
+            self.begun, self.state.memory, self.start.memory = False, {}, {}
+            self.start.generator = self.state.generator.clone()
 
     def _begin(self, fresh: bool) -> None:
         """Ask the method for its memory, once, and take the start again."""
