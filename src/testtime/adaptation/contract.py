@@ -376,13 +376,14 @@ def works_where_it_is_called(trial: Trial) -> None:
     _expect_switches(found)
 
 
-def modes_do_not_matter(trial: Trial) -> None:
-    """8. ``train()``, ``eval()`` and ``.to(device)`` do not change what it answers."""
+def modes_and_looks_do_not_matter(trial: Trial) -> None:
+    """8. Neither modes, nor ``.to(device)``, nor predicting change what it answers."""
     plain, device = trial.run(trial.adapt()), trial.calls[0].x.device
     turns: list[tuple[str, Callable[[Adapted], Any]]] = [
         ("train()", nn.Module.train),
         ("eval()", nn.Module.eval),
         ("to(device)", partial(nn.Module.to, device=device)),
+        ("predict()", lambda adapted: logits(adapted, trial.calls[-1], "predict")),
     ]
     for what, f in turns:
         adapted, answers = trial.adapt(), []
@@ -444,7 +445,7 @@ def no_labels_no_future_no_growth(trial: Trial) -> None:
     trial.run(adapted)
     expect_same(held, kept, "earlier answers, once later batches came,")
     before = _bytes(t for _, t in reachable(adapted).values())
-    trial.run(adapted, [trial.calls[0]] * MANY_STEPS)
+    trial.run(adapted, [call.at(call.x.clone()) for _ in range(MANY_STEPS)])
     trial.run(adapted, trial.calls[-1:])  # the last notes are of the same batch as before
     after = _bytes(t for _, t in reachable(adapted).values())
     expect(
@@ -461,7 +462,7 @@ LAWS: tuple[Law, ...] = (
     Law(5, "bad input changes nothing", bad_input_changes_nothing),
     Law(6, "episodes are independent", episodes_are_independent),
     Law(7, "it works where it is called", works_where_it_is_called),
-    Law(8, "modes do not matter", modes_do_not_matter),
+    Law(8, "modes and looks do not matter", modes_and_looks_do_not_matter),
     Law(9, "two do not meet", two_do_not_meet),
     Law(10, "misfits are refused", misfits_are_refused),
     Law(11, "no labels, no future, no growth", no_labels_no_future_no_growth),
