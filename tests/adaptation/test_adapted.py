@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-import pytest
 import torch
-from torch import nn
 
 import testtime as tt
 from testtime.models.tiny import tiny

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 
 import testtime as tt
 from testtime.models.tiny import tiny

@@ -12,6 +12,7 @@ from testtime.adaptation import select
 from testtime.adaptation.contract import Law
 from testtime.adaptation.methods import METHODS
 from testtime.adaptation.objectives import entropy
+from testtime.adaptation.optim import SGD
 from testtime.models.tiny import KINDS, tiny
 
 LAW = {law.number: law for law in tt.LAWS}
@@ -36,7 +37,7 @@ def test_law_in_double(law, kind):
 
 @dataclass(frozen=True)
 class Good(tt.Method):
-    optimizer: tt.SGD = tt.SGD(lr=0.1)
+    optimizer: SGD = SGD(lr=0.1)
     adapts = "the scales and shifts of normalisation layers"
 
     def select(self, module):

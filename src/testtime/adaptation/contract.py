@@ -153,7 +153,8 @@ def check_method(
         try:
             law.attempt(trial)
             applies = trial.fitting or law.check in _OF_ANY_MODEL
-            results.append(Result(law, True, " ".join(trial.refusals), applies))
+            tried = trial.fitting or not applies
+            results.append(Result(law, True, " ".join(trial.refusals) if tried else "", applies))
         except LawBroken as broken:
             results.append(Result(law, False, str(broken).removeprefix(f"Law {law}: ")))
     return results

@@ -37,6 +37,9 @@ class Trial:
         options: Mapping[str, Any],
     ) -> None:
         self.method, self.model, self.options = find(method), model, dict(options)
+        batches = list(batches)
+        if self.method.needs_source:
+            self.options.setdefault("source", batches)
         self.calls = [_call(batch) for batch in batches]
         self.refusals: list[str] = []
         self.fitting = True
