@@ -178,7 +178,7 @@ class AnswersWithItsState(Good):
     [
         (1, WritesThroughData(), "weight changed"),
         (1, DrawsGlobally(), "random generators"),
-        (2, CopiesFrozen(), "should share the user's storage"),
+        (2, CopiesFrozen(), "should share the user's storage, but there are copies"),
         (2, HoldsMore(), "bytes"),
         (3, Remembers(), "second pass"),
         (4, Remembers(), "after loading"),
