@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
+from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from testtime.adaptation import select
@@ -110,9 +110,13 @@ class Learner:
 
     def source(self, x: Tensor) -> Any:
         """Return the output of the user's own model in eval mode."""
-        call = (self.call or Call((x,), {})).at(x)
+        return self.source_output((self.call or Call((x,), {})).at(x))
+
+    def source_output(self, call: Call) -> Any:
+        """Return the output of the user's own model in eval mode for a call; nothing changes."""
+        buffers = {k: b.clone() for k, b in self.original.named_buffers()}
         with torch.no_grad():
-            return self.original(*call.args, **call.kwargs)
+            return functional_call(self.original, buffers, call.args, call.kwargs)
 
     def logits_of(self, output: Any) -> Tensor:
         """Return the logits in an output of the model."""
