@@ -86,6 +86,7 @@ class Learner:
         self.inner = 0
         self.classes = 0
         self.couples: bool | None = None
+        self.draws: bool | None = None
         self.unused: list[str] | None = None
         self.many = 0
         self.forwards = self.backwards = 0
@@ -115,7 +116,8 @@ class Learner:
     def source_output(self, call: Call) -> Any:
         """Return the output of the user's own model in eval mode for a call; nothing changes."""
         buffers = {k: b.clone() for k, b in self.original.named_buffers()}
-        with torch.no_grad():
+        same = torch.Generator(self.device).manual_seed(self.seed)
+        with torch.no_grad(), self.own_randomness(None, same):
             return functional_call(self.original, buffers, call.args, call.kwargs)
 
     def logits_of(self, output: Any) -> Tensor:
@@ -129,17 +131,29 @@ class Learner:
             self.module.get_submodule(name).train()
 
     @contextlib.contextmanager
-    def own_randomness(self, mode: tuple[str, ...] | None) -> Iterator[None]:
-        """Keep what a network in train mode draws (dropout) out of the global generator."""
+    def own_randomness(
+        self, mode: tuple[str, ...] | None, generator: torch.Generator | None = None
+    ) -> Iterator[None]:
+        """Keep what a forward draws (dropout in train mode, noise) out of the global generator.
+
+        Whether the network draws in eval mode too is measured at its first forward.
+        """
         norms = select.layers(self.module) if mode else []
-        if all(name in norms for name in mode or ()):
+        quiet = all(name in norms for name in mode or ())
+        if quiet and self.draws is False:
             yield
             return
-        devices = [self.device] if self.device.type == "cuda" else []
-        seed = int(torch.randint(2**62, (), generator=self.generator, device=self.device))
-        with torch.random.fork_rng(devices):
+        generator = self.generator if generator is None else generator
+        before = generator.get_state()
+        seed = int(torch.randint(2**62, (), generator=generator, device=self.device))
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
+            start = _global_generator(self.device)
             yield
+            if quiet and self.draws is None:
+                self.draws = not torch.equal(start, _global_generator(self.device))
+        if quiet and not self.draws:
+            generator.set_state(before)
 
     # The primitives of a step. Each changes `work` alone.
 
@@ -470,6 +484,11 @@ def _contiguous(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | No
     # input needs no gradient but the scale does, as it is with everything frozen but the norms.
     x = args[0]
     return None if x.is_cuda or x.requires_grad else (x.contiguous(), *args[1:])
+
+
+def _global_generator(device: torch.device) -> Tensor:
+    on_gpu = device.type == "cuda"
+    return torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state()
 
 
 def _master(parameter: Tensor) -> Tensor:
