@@ -148,8 +148,10 @@ class Net:
                 f"{call.x.shape[0]}, but the call's arguments {call.companions()} have a row each. "
                 "Use a method that keeps the rows, or bind such arguments in a wrapper."
             )
-        call_x = call.at(x)
-        output = self.run(lambda module: module(*call_x.args, **call_x.kwargs))
+        given = call.at(learner.spared(x))
+        output = self.run(lambda module: module(*given.args, **given.kwargs))
+        if learner.overwrites is None and not learner.many:  # under vmap nothing shows
+            learner.overwrites = given.x._version > 0
         logits = find_logits(output, learner.where)
         learner.classes = logits.shape[1]
         if x.shape[0] == call.x.shape[0]:

@@ -87,6 +87,7 @@ class Learner:
         self.classes = 0
         self.couples: bool | None = None
         self.draws: bool | None = None
+        self.overwrites: bool | None = None
         self.unused: list[str] | None = None
         self.many = 0
         self.forwards = self.backwards = 0
@@ -117,12 +118,17 @@ class Learner:
         """Return the output of the user's own model in eval mode for a call; nothing changes."""
         buffers = {k: b.clone() for k, b in self.original.named_buffers()}
         same = torch.Generator(self.device).manual_seed(self.seed)
+        call = call.at(self.spared(call.x))
         with torch.no_grad(), self.own_randomness(None, same):
             return functional_call(self.original, buffers, call.args, call.kwargs)
 
     def logits_of(self, output: Any) -> Tensor:
         """Return the logits in an output of the model."""
         return find_logits(output, self.where)
+
+    def spared(self, x: Tensor) -> Tensor:
+        """Return an input that the model may write to; whether it does shows at its first call."""
+        return x if self.overwrites is False else x.clone()
 
     def set_mode(self, mode: tuple[str, ...] | None) -> None:
         """Put the named modules in train mode and all others in eval mode."""
