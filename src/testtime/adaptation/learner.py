@@ -181,7 +181,10 @@ class Learner:
                 "it must be a scalar. Take its mean or its sum."
             )
         self.backwards += self._batch
-        found = torch.autograd.grad(objective.loss.sum(), list(leaves.values()), allow_unused=True)
+        found: Iterable[Tensor | None] = [None] * len(leaves)
+        if objective.loss.requires_grad:
+            total = objective.loss.sum()
+            found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         grads = {k: g for k, g in zip(leaves, found, strict=True) if g is not None}
         if self.unused is None:
             self._settle_unused(list(leaves), grads)
