@@ -75,7 +75,7 @@ class Learner:
             generator=self.generator.get_state(),
             skipped=torch.zeros((), dtype=torch.int64, device=self.device),
         )
-        self.start = self.state.clone()
+        self.start = self._begun_here()
         self.constants: Tensors = {}
         self.work = self.state
         self.begun = False
@@ -447,7 +447,24 @@ class Learner:
         self._commit()
         self.state.batch = 0
         self.work, self.unused = self.state, None
-        self.start = self.state.clone()
+        self.start = self._begun_here()
+
+    def _begun_here(self) -> State:
+        """Return the state as the start, sharing what stays as it is: it is only ever read."""
+        fixed = dict(self.original.named_parameters()) | dict(self.module.named_buffers())
+        start = self.state.map(torch.clone)
+
+        def shared(name: str, value: Tensor) -> Tensor:
+            same = name in fixed and fixed[name].dtype == value.dtype
+            return fixed[name].detach() if same and torch.equal(fixed[name], value) else value
+
+        start.weights = {k: shared(k, t) for k, t in start.weights.items()}
+        start.buffers = {k: shared(k, t) for k, t in start.buffers.items()}
+        start.slots = {  # zeros, by definition
+            slot: {k: t.new_zeros(()).expand(t.shape) for k, t in held.items()}
+            for slot, held in start.slots.items()
+        }
+        return start
 
 
 def _master(parameter: Tensor) -> Tensor:
