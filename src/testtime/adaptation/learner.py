@@ -153,7 +153,11 @@ class Learner:
                 "it must be a scalar. Take its mean or its sum."
             )
         self.backwards += self._batch
-        found = torch.autograd.grad(objective.loss.sum(), list(leaves.values()), allow_unused=True)
+        found: tuple[Tensor | None, ...] = (None,) * len(leaves)
+        if objective.loss.requires_grad:
+            found = torch.autograd.grad(
+                objective.loss.sum(), list(leaves.values()), allow_unused=True
+            )
         grads = {k: g for k, g in zip(leaves, found, strict=True) if g is not None}
         if self.unused is None:
             self._settle_unused(list(leaves), grads)
