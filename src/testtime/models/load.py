@@ -101,7 +101,7 @@ def load_with_inputs(spec: str) -> tuple[nn.Module, Any]:
     model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise ValueError(
-            f"'{spec}' returned {type(model).__name__}, not a torch.nn.Module. Return the model, or "
-            "the model and inputs for it."
+            f"'{spec}' returned {type(model).__name__}, not a torch.nn.Module. Return the "
+            "model, or the model and inputs for it."
         )
     return model.eval(), inputs
