@@ -32,7 +32,7 @@ def judge(path: str) -> tuple[int, str]:
     except Unreplayable as error:
         return UNKNOWN, f"not replayed: {error}"
     except Exception as error:
-        traceback.print_exc()
+        traceback.print_exc(limit=-3)
         return ABOVE, f"failed: {type(error).__name__}: {error}"
     if not comparison.worst:
         return UNKNOWN, "not replayed: it holds nothing to compare"
