@@ -85,10 +85,11 @@ class MaskedDropout(nn.Module):
 
 def put_masks(network: nn.Module, recording: Recording, draws: Draws) -> None:
     """Put modules that read recorded masks in place of those that drop at random."""
-    paths = [name for step in recording.steps() for name in recording.under(f"draw/{step}")]
-    masked = {name.split(".", 1)[1].rsplit(".", 1)[0] for name in paths if _is_mask(name)}
-    modules = dict(network.named_modules())
-    for name, module in modules.items():
+    names = [name for step in recording.steps() for name in recording.under(f"draw/{step}")]
+    masked = {  # of dropout.<module>.<call>
+        name.split(".", 1)[1].rsplit(".", 1)[0] for name in names if name.startswith("dropout.")
+    }
+    for name, module in list(network.named_modules()):
         rate = _rate(module)
         if rate or (name in masked and rate is not None):
             network.set_submodule(name, MaskedDropout(name, rate, draws))
@@ -97,15 +98,9 @@ def put_masks(network: nn.Module, recording: Recording, draws: Draws) -> None:
         raise Unreplayable(f"it has masks of modules that drop nothing: {sorted(masked)}")
 
 
-def _is_mask(name: str) -> bool:
-    return name.startswith("dropout.")
-
-
 def _rate(module: nn.Module) -> float | None:
-    if isinstance(module, nn.modules.dropout._DropoutNd):
+    if isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d):
         return module.p
     if type(module).__name__ == "DropPath":  # timm's stochastic depth
-        rate = module.drop_prob
-        assert isinstance(rate, float)
-        return rate
+        return float(vars(module)["drop_prob"] or 0.0)
     return None
