@@ -385,8 +385,10 @@ def adapt(
         ValueError: the method finds nothing to adapt in this model, or an argument is not known.
 
     Example:
+        >>> import testtime as tt
+        >>> model, images, labels = tt.demo.load()
         >>> adapted = tt.adapt(model, tt.Tent())
-        >>> logits = adapted(images)
+        >>> logits = adapted(images[:64])
         >>> adapted.reset()
     """
     method = find(method)

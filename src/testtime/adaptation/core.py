@@ -98,7 +98,7 @@ class Net:
         learner: "Learner",
         weights: Tensors,
         buffers: Tensors,
-        mode: tuple[str, ...] | None = None,
+        mode: tuple[str, ...] = (),
     ) -> None:
         self._learner, self.weights, self.buffers, self._mode = learner, weights, buffers, mode
 
@@ -179,13 +179,16 @@ class Net:
             self._mode,
         )
 
-    def train(self, *names: str) -> "Net":
-        """Return the network with these modules in train mode, all others in eval (none: all)."""
-        return Net(self._learner, self.weights, self.buffers, names or ("",))
+    def train(self, names: Iterable[str] | None = None) -> "Net":
+        """Return the network with these modules in train mode and all others in eval mode.
+
+        Without an argument the whole network is in train mode; with no names, nothing is.
+        """
+        return Net(self._learner, self.weights, self.buffers, ("",) if names is None else (*names,))
 
     def eval(self) -> "Net":
         """Return the network in eval mode."""
-        return Net(self._learner, self.weights, self.buffers, None)
+        return Net(self._learner, self.weights, self.buffers)
 
     def gradient(self, f: Callable[["Net"], tuple[Tensor, Any]]) -> tuple[Tensors, Any]:
         """Return the gradient of ``f(net) -> loss, aux`` by the weights, and ``aux``."""

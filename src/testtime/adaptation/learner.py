@@ -114,17 +114,17 @@ class Learner:
         """Return the logits in an output of the model."""
         return find_logits(output, self.where)
 
-    def set_mode(self, mode: tuple[str, ...] | None) -> None:
+    def set_mode(self, mode: tuple[str, ...]) -> None:
         """Put the named modules in train mode and all others in eval mode."""
         self.module.eval()
-        for name in mode or ():
+        for name in mode:
             self.module.get_submodule(name).train()
 
     @contextlib.contextmanager
-    def own_randomness(self, mode: tuple[str, ...] | None) -> Iterator[None]:
+    def own_randomness(self, mode: tuple[str, ...]) -> Iterator[None]:
         """Keep what a network in train mode draws (dropout) out of the global generator."""
         norms = select.layers(self.module) if mode else []
-        if all(name in norms for name in mode or ()):
+        if all(name in norms for name in mode):
             yield
             return
         devices = [self.device] if self.device.type == "cuda" else []
