@@ -189,15 +189,19 @@ class Net:
 
     def gradient(self, f: Callable[["Net"], tuple[Tensor, Any]]) -> tuple[Tensors, Any]:
         """Return the gradient of ``f(net) -> loss, aux`` by the weights, and ``aux``."""
-        if self._learner.many:
+        learner = self._learner
+        learner.backwards += max(learner.many, 1) * (learner.call.x.shape[0] if learner.call else 1)
+        if learner.many:
 
             def loss(weights: Tensors) -> tuple[Tensor, Any]:
-                return f(Net(self._learner, weights, self.buffers, self._mode))
+                return f(Net(learner, weights, self.buffers, self._mode))
 
-            grads, aux = grad(loss, has_aux=True)(self.weights)
+            # Under vmap the weights belong to the outer gradient too: without detaching, the
+            # result would be differentiated a second time there, and differ from that in place.
+            grads, aux = grad(loss, has_aux=True)({k: w.detach() for k, w in self.weights.items()})
             return grads, aux
         leaves = {k: w.detach().requires_grad_() for k, w in self.weights.items()}
-        loss_value, aux = f(Net(self._learner, leaves, self.buffers, self._mode))
+        loss_value, aux = f(Net(learner, leaves, self.buffers, self._mode))
         values = torch.autograd.grad(
             loss_value, list(leaves.values()), allow_unused=True, materialize_grads=True
         )
