@@ -21,8 +21,8 @@ class Draws:
     """The random numbers of one view.
 
     Args:
-        order: in which the colour operations run, a permutation of 0 to 4 for brightness, contrast,
-            saturation, hue and gamma ``[5]``.
+        order: in which the colour operations run: 0 to 4 are brightness, contrast, saturation, hue
+            and gamma. On the host, for it says what runs.
         factors: theirs, in that numbering ``[5]``.
         affine: degrees, pixels to the right and down, scale ``[4]``.
         sigma: of the blur, in pixels.
@@ -30,7 +30,7 @@ class Draws:
         noise: what is added ``[B, C, H, W]``.
     """
 
-    order: Tensor
+    order: list[int]
     factors: Tensor
     affine: Tensor
     sigma: Tensor
@@ -38,8 +38,8 @@ class Draws:
     noise: Tensor
 
 
-def draws(x: Tensor, generator: torch.Generator) -> Draws:
-    """Draw the numbers of one view of images like ``x``, on its device and in float32."""
+def draws(x: Tensor, order: list[int], generator: torch.Generator) -> Draws:
+    """Draw the other numbers of one view of images like ``x``, on its device and in float32."""
     device = x.device
 
     def uniform(low: list[float], high: list[float]) -> Tensor:
@@ -47,7 +47,6 @@ def draws(x: Tensor, generator: torch.Generator) -> Draws:
         share = torch.rand(len(low), generator=generator, dtype=torch.float32, device=device)
         return bounds[0] + (bounds[1] - bounds[0]) * share
 
-    order = torch.randperm(5, generator=generator, device=device)
     factors = uniform(list(_LOW), list(_HIGH))
     # Up to 1/16 of the padded size, which is twice the image's.
     across, down = (2 * size / 16 for size in (x.shape[-1], x.shape[-2]))
@@ -63,10 +62,8 @@ def view(x: Tensor, drawn: Draws) -> Tensor:
     x = x.clamp(0, 1)
     factors = drawn.factors.to(x.dtype)
     operations = (_brightness, _contrast, _saturation, _hue, _gamma)
-    for step in drawn.order:
-        # Every operation on these few pixels costs less than a look at the order from the host.
-        done = torch.stack([f(x, factors[i]) for i, f in enumerate(operations)])
-        x = done[step]
+    for operation in drawn.order:
+        x = operations[operation](x, factors[operation])
     height, width = x.shape[-2:]
     padded = F.pad(x, (width // 2, width // 2, height // 2, height // 2), mode="replicate")
     x = _blur(_affine(padded, drawn.affine.to(x.dtype)), drawn.sigma.to(x.dtype))
@@ -77,7 +74,9 @@ def view(x: Tensor, drawn: Draws) -> Tensor:
 
 def many(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Return ``[count, B, 3, H, W]``: so many views, each with a draw for the whole batch."""
-    return torch.stack([view(x, draws(x, generator)) for _ in range(count)])
+    shares = torch.rand(count, 5, generator=generator, device=x.device)
+    orders = shares.argsort(1).tolist()  # one look from the host for all views
+    return torch.stack([view(x, draws(x, order, generator)) for order in orders])
 
 
 def _gray(x: Tensor) -> Tensor:
