@@ -399,19 +399,20 @@ def adapt(
             f"{type(method).__name__} needs source data, but none was given. "
             "Pass source= with batches like those that the model was trained on."
         )
-    plain = unwrap(model)
-    return Adapted(
-        plain,
-        method,
-        logits=logits,
-        episodic=episodic,
-        reset_every=reset_every,
-        source=source,
-        preprocessing=Preprocessing.of(mean, std),
-        seed=seed,
-        many=many,
-        strict=strict,
-    )
+    # Built inside the caller's inference mode, the state could take no gradient later.
+    with torch.inference_mode(False):
+        return Adapted(
+            unwrap(model),
+            method,
+            logits=logits,
+            episodic=episodic,
+            reset_every=reset_every,
+            source=source,
+            preprocessing=Preprocessing.of(mean, std),
+            seed=seed,
+            many=many,
+            strict=strict,
+        )
 
 
 def _normal(tensor: Tensor) -> Tensor:
