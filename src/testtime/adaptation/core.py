@@ -39,6 +39,21 @@ class Objective:
 
 
 @dataclass
+class Settled:
+    """What a method writes after the optimiser's step.
+
+    Args:
+        values: weights and buffers to set.
+        memory: entries of the memory that change.
+        notes: quantities to show.
+    """
+
+    values: Tensors = field(default_factory=dict)
+    memory: Tensors = field(default_factory=dict)
+    notes: Tensors = field(default_factory=dict)
+
+
+@dataclass
 class State:
     """All that changes while a model adapts: nothing else does.
 
@@ -302,9 +317,9 @@ class Method:
         """Return what this batch asks for; pure."""
         return Objective(logits=self.predict(net, x, memory))
 
-    def settle(self, net: Net, memory: Tensors, draw: Draw) -> tuple[Tensors, Tensors]:
-        """Return weights (or buffers) and memory to write after the optimiser's step; pure."""
-        return {}, {}
+    def settle(self, net: Net, memory: Tensors, draw: Draw) -> Settled:
+        """Return what to write after the optimiser's step; pure."""
+        return Settled()
 
     def predict(self, net: Net, x: Tensor, memory: Tensors) -> Tensor:
         """Return logits for ``x`` without adapting; pure."""

@@ -3,7 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from testtime.adaptation import select
 from testtime.adaptation.calls import Call, Where, find_logits, tree
 from testtime.adaptation.copy import private_copy
-from testtime.adaptation.core import Method, Net, Objective, State, nothing_found
+from testtime.adaptation.core import Method, Net, Objective, Settled, State, nothing_found
 from testtime.adaptation.optim import Tensors, gate
 
+_Found = TypeVar("_Found", Objective, Settled)
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -218,8 +219,9 @@ class Learner:
             self.remember(**objective.memory)
             self.note(**objective.notes)
             settled = self._evaluate(self._settle, self.work.weights)
-            self.write({k[2:]: v for k, v in settled.memory.items() if k.startswith("w.")})
-            self.remember(**{k[2:]: v for k, v in settled.memory.items() if k.startswith("m.")})
+            self.write(settled.values)
+            self.remember(**settled.memory)
+            self.note(**settled.notes)
         if objective.logits is None:
             return self.answer()
         return objective.logits
@@ -329,14 +331,10 @@ class Learner:
     def _loss(self, net: Net, x: Tensor, memory: Tensors) -> Objective:
         return self.method.loss(net, x, memory, self.draw)
 
-    def _settle(self, net: Net, x: Tensor, memory: Tensors) -> Objective:
-        weights, entries = self.method.settle(net, memory, self.draw)
-        named = {f"w.{k}": v for k, v in weights.items()}
-        return Objective(memory=named | {f"m.{k}": v for k, v in entries.items()})
+    def _settle(self, net: Net, x: Tensor, memory: Tensors) -> Settled:
+        return self.method.settle(net, memory, self.draw)
 
-    def _evaluate(
-        self, f: Callable[[Net, Tensor, Tensors], Objective], weights: Tensors
-    ) -> Objective:
+    def _evaluate(self, f: Callable[[Net, Tensor, Tensors], _Found], weights: Tensors) -> _Found:
         """Run ``f`` once on the batch, or by ``vmap`` on every sample with weights of its own."""
         work, call = self.work, self.call
         if not self.many or call is None:
@@ -344,12 +342,14 @@ class Learner:
             return f(Net(self, weights, work.buffers), x, work.memory)
         rows = call.batched()
         built: list[tuple[Any, int]] = []
+        kinds: list[type[_Found]] = []
 
         def one(weights: Tensors, memory: Tensors, rows: dict[Any, Tensor]) -> dict[str, Any]:
             self.call = call.put({k: row.unsqueeze(0) for k, row in rows.items()})
             self.output = None
-            objective = f(Net(self, weights, work.buffers), self.call.x, memory)
-            parts: dict[str, Any] = dict(vars(objective))
+            found = f(Net(self, weights, work.buffers), self.call.x, memory)
+            kinds.append(type(found))
+            parts: dict[str, Any] = dict(vars(found))
             leaves: list[Tensor] = []
             if self.output is not None and self.output[0] is not self.output[1]:
                 tree(leaves.append, self.output[0])
@@ -368,7 +368,7 @@ class Learner:
             flat = [leaf.flatten(0, 1) if leaf.dim() > 1 else leaf for leaf in leaves.values()]
             stream = iter(flat)
             self.output = (tree(lambda _: next(stream), built[0][0]), flat[built[0][1]])
-        return Objective(**parts)
+        return kinds[0](**parts)
 
     @contextlib.contextmanager
     def _opened(self, call: Call, many: int = 0, fresh: bool = False) -> Iterator[None]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from testtime.adaptation import select, views
 from testtime.adaptation.batchnorm import use_batch_statistics
-from testtime.adaptation.core import Draw, Method, Net, Objective
+from testtime.adaptation.core import Draw, Method, Net, Objective, Settled
 from testtime.adaptation.optim import SGD, Adam, Tensors
 
 _IMAGENET = {
@@ -110,7 +110,7 @@ class CoTTA(Method):
             loss = (loss + _cross_entropy(student, teacher)) / 2
         return Objective(loss=loss.mean(), logits=teacher, notes={"confidence": confidence})
 
-    def settle(self, net: Net, memory: Tensors, draw: Draw) -> tuple[Tensors, Tensors]:
+    def settle(self, net: Net, memory: Tensors, draw: Draw) -> Settled:
         """Return the student with some entries restored, and the teacher moved towards it."""
         start = net.start
         teacher = {k: self.rate * memory[k] + (1 - self.rate) * w for k, w in net.weights.items()}
@@ -118,7 +118,7 @@ class CoTTA(Method):
             k: torch.where(draw(f"restore.{k}", partial(self._mask, w)), start[k], w)
             for k, w in net.weights.items()
         }
-        return student, teacher
+        return Settled(values=student, memory=teacher)
 
     def predict(self, net: Net, x: Tensor, memory: Tensors) -> Tensor:
         """Return the teacher's logits."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from testtime.adaptation import select
 from testtime.adaptation.batchnorm import use_batch_statistics
-from testtime.adaptation.core import Draw, Method, Net, Objective
+from testtime.adaptation.core import Draw, Method, Net, Objective, Settled
 from testtime.adaptation.objectives import entropy
 from testtime.adaptation.optim import SGD, Adam, Tensors
 
@@ -118,18 +118,17 @@ class SAR(Method):
                 "average": torch.where(still.any(), moved, memory["average"]),
                 "has_average": memory["has_average"] | still.any(),
             },
-            notes={"reliable": reliable, "still_reliable": still},
+            notes={"reliable": reliable, "still_reliable": still, "entropy": entropies},
         )
 
-    def settle(self, net: Net, memory: Tensors, draw: Draw) -> tuple[Tensors, Tensors]:
+    def settle(self, net: Net, memory: Tensors, draw: Draw) -> Settled:
         """Return the source's weights where the moving average is too low."""
         recover = memory["has_average"] & (memory["average"] < self.recovery)
         start = net.start
         changing = net.weights | net.buffers
         back = {k: torch.where(recover, start[k], v) for k, v in changing.items()}
-        if self.average_survives:
-            return back, {}
-        return back, {"has_average": memory["has_average"] & ~recover}
+        afresh = {} if self.average_survives else {"has_average": memory["has_average"] & ~recover}
+        return Settled(back, afresh, notes={"recovered": recover})
 
     def predict(self, net: Net, x: Tensor, memory: Tensors) -> Tensor:
         """Return the logits, under the same modes as the loss."""
