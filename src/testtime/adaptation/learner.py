@@ -146,6 +146,7 @@ class Learner:
         """Return the objective of ``loss(net, x, memory)`` and its gradient by the weights."""
         leaves = {k: w.detach().requires_grad_() for k, w in self.work.weights.items()}
         objective = self._evaluate(loss, leaves)
+        self._require_sound(objective)
         if objective.loss is None:
             return objective, {}
         if objective.loss.dim() != bool(self.many):
@@ -176,12 +177,14 @@ class Learner:
 
     def write(self, values: Tensors, when: Tensor | None = None) -> None:
         """Set weights or buffers, where ``when`` holds."""
+        self._require_known(values, self.work.weights | self.work.buffers, "writes", "select names")
         for name, value in values.items():
             held = self.work.buffers if name in self.work.buffers else self.work.weights
             held[name] = gate(when, value.detach(), held[name])
 
-    def remember(self, when: Tensor | None = None, **values: Tensor) -> None:
+    def remember(self, values: Tensors, when: Tensor | None = None) -> None:
         """Set entries of the memory, where ``when`` holds."""
+        self._require_known(values, self.work.memory, "remembers", "begin returns")
         for name, value in values.items():
             self.work.memory[name] = gate(when, value.detach(), self.work.memory[name])
 
@@ -216,11 +219,11 @@ class Learner:
         for self.inner in range(method.steps):
             objective, grads = self.gradient(self._loss)
             self.descend(grads, objective.when)
-            self.remember(**objective.memory)
+            self.remember(objective.memory)
             self.note(**objective.notes)
             settled = self._evaluate(self._settle, self.work.weights)
             self.write(settled.values)
-            self.remember(**settled.memory)
+            self.remember(settled.memory)
             self.note(**settled.notes)
         if objective.logits is None:
             return self.answer()
@@ -339,7 +342,7 @@ class Learner:
         work, call = self.work, self.call
         if not self.many or call is None:
             x = call.x if call else torch.empty(0)
-            return f(Net(self, weights, work.buffers), x, work.memory)
+            return self._named(f(Net(self, weights, work.buffers), x, work.memory))
         rows = call.batched()
         built: list[tuple[Any, int]] = []
         kinds: list[type[_Found]] = []
@@ -347,7 +350,7 @@ class Learner:
         def one(weights: Tensors, memory: Tensors, rows: dict[Any, Tensor]) -> dict[str, Any]:
             self.call = call.put({k: row.unsqueeze(0) for k, row in rows.items()})
             self.output = None
-            found = f(Net(self, weights, work.buffers), self.call.x, memory)
+            found = self._named(f(Net(self, weights, work.buffers), self.call.x, memory))
             kinds.append(type(found))
             parts: dict[str, Any] = dict(vars(found))
             leaves: list[Tensor] = []
@@ -417,6 +420,42 @@ class Learner:
         self.state.skipped.add_(~self._finite)
         self.state.generator = self.generator.get_state()
         self.state.batch += 1
+
+    def _named(self, found: _Found) -> _Found:
+        if isinstance(found, Objective | Settled):
+            return found
+        raise TypeError(
+            f"{type(self.method).__name__} returned {type(found).__name__}; loss returns "
+            "Objective(loss=..., logits=...), settle Settled(values=..., memory=...)."
+        )
+
+    def _require_sound(self, objective: Objective) -> None:
+        """Refuse what a loss may not return, in words of its own."""
+        name, loss, when = type(self.method).__name__, objective.loss, objective.when
+        if loss is not None and not loss.requires_grad:
+            raise ValueError(
+                f"The loss of {name} has no gradient: nothing that adapts leads to it. Compute it "
+                "from net(x), outside torch.no_grad() and detach()."
+            )
+        if when is not None and when.dim() != bool(self.many):
+            raise ValueError(
+                f"{name} has a 'when' of shape {list(when.shape)}; it must be one boolean for the "
+                "whole batch. To leave rows out, mask them in the loss."
+            )
+
+    def _require_known(self, values: Tensors, held: Tensors, does: str, declared: str) -> None:
+        """Refuse names and shapes that the state has no place for."""
+        for name, value in values.items():
+            if name not in held:
+                raise ValueError(
+                    f"{type(self.method).__name__} {does} '{name}', for which there is no place: "
+                    f"{declared} {_some(list(held)) or 'nothing'}. Declare it there."
+                )
+            if not self.many and value.shape != held[name].shape:
+                raise ValueError(
+                    f"{type(self.method).__name__} {does} '{name}' in shape {list(value.shape)}, "
+                    f"but it has {list(held[name].shape)}. Shapes are fixed from the start."
+                )
 
     def _require_finite(self, *tensors: Tensor) -> None:
         """Note on the device whether all is finite, for the batch or for each sample."""
