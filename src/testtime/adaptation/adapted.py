@@ -116,7 +116,14 @@ class Adapted(nn.Module):
         self.reset_every = method.reset_every if reset_every is None else reset_every
         self._given, self._own = preprocessing, declared(model)
         self._shared = [(k, p, p._version) for k, p in shared_tensors(model).items()]
-        self.learner = Learner(model, method, where=logits, seed=seed, source=source)
+        self.learner = Learner(
+            model,
+            method,
+            where=logits,
+            seed=seed,
+            source=source,
+            preprocessing=preprocessing or self._own,
+        )
         self.module = self.learner.module
         self._turn = _Turn()
         self._unseen = True

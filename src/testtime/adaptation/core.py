@@ -170,6 +170,20 @@ class Net:
             learner.output = (output, logits)
         return logits
 
+    def images(self, x: Tensor) -> Tensor:
+        """Return the images in [0, 1] that gave ``x``, for augmentations; ``inputs`` goes back.
+
+        Both do nothing where no normalisation outside the model is known, from the user's ``mean``
+        and ``std`` or from the model itself.
+        """
+        known = self._learner.preprocessing
+        return x if known is None else known.undo(x)
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Return what the model takes for images ``[..., C, H, W]`` in [0, 1]."""
+        known = self._learner.preprocessing
+        return images if known is None else known.apply(images)
+
     def run(self, f: Callable[..., Any], *args: Any) -> Any:
         """Return ``f(module, *args)`` under these weights: features, hooks, heads."""
         learner = self._learner

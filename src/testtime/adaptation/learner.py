@@ -15,6 +15,7 @@ from testtime.adaptation.calls import Call, Where, find_logits, tree
 from testtime.adaptation.copy import private_copy
 from testtime.adaptation.core import Method, Net, Objective, Settled, State, nothing_found
 from testtime.adaptation.optim import Tensors, gate
+from testtime.adaptation.preprocessing import Preprocessing
 
 _Found = TypeVar("_Found", Objective, Settled)
 _HALF = (torch.float16, torch.bfloat16)
@@ -47,8 +48,10 @@ class Learner:
         where: Where = None,
         seed: int = 0,
         source: Iterable[Any] | None = None,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         self.method, self.where, self.seed = method, where, seed
+        self.preprocessing = preprocessing
         self.original = private_copy(model).eval()
         self.module = method.configure(private_copy(model)).requires_grad_(False)
         self.runner = _Runner(self.module)

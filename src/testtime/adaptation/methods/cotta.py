@@ -37,10 +37,10 @@ class CoTTA(Method):
     The answer is ``y``, so the teacher's from before the update. State: the teacher, the
     optimiser's, and the random generator.
 
-    Fails with transformers at these rates, streams ordered by class, small batches; inputs must be
-    images in [0, 1], normalised inside the network. Slow: up to 34 forwards an image. While the
-    teacher is the student (a first batch without views) there is nothing to learn, but Adam makes
-    steps of rounding noise.
+    Fails with transformers at these rates, streams ordered by class, small batches, and inputs that
+    are no images in [0, 1] once ``mean`` and ``std`` are undone. Slow: up to 34 forwards an image.
+    While the teacher is the student (a first batch without views) there is nothing to learn, but
+    Adam makes steps of rounding noise.
 
     Changed from the official code: dropout and the like stay off, every kind of BatchNorm uses the
     batch's statistics, views are made only where they are used (one look from the host). Preset
@@ -99,10 +99,13 @@ class CoTTA(Method):
         student = (net.train() if self.train else net)(x)
         source = self.predict(net, x, net.start)
         confidence = source.softmax(1).amax(1).mean()
-        use_views = bool(confidence < self.threshold)
-        if use_views:
-            images = draw("views", partial(views.many, x, self.views))
-            teacher = torch.stack([self.predict(net, view, memory) for view in images]).mean(0)
+        if bool(confidence < self.threshold):
+
+            def augmented(generator: torch.Generator) -> Tensor:
+                return net.inputs(views.many(net.images(x), self.views, generator))
+
+            answers = [self.predict(net, view, memory) for view in draw("views", augmented)]
+            teacher = torch.stack(answers).mean(0)
         else:
             teacher = self.predict(net, x, memory)
         loss = _cross_entropy(teacher, student)
