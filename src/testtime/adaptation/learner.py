@@ -421,7 +421,13 @@ class Learner:
                 if new[name] is not kept:
                     kept.copy_(torch.where(self._finite, new[name].detach(), kept))
         self.state.skipped.add_(~self._finite)
-        self.state.generator = self.generator.get_state()
+        drawn = self.generator.get_state()
+        # Only a method that draws pays for this look: numbers that a skipped batch consumed go
+        # back, so that what follows is as if it had not been there.
+        if not torch.equal(drawn, self.state.generator) and not bool(self._finite):
+            self.generator.set_state(self.state.generator)
+            drawn = self.state.generator
+        self.state.generator = drawn
         self.state.batch += 1
 
     def _named(self, found: _Found) -> _Found:
