@@ -313,6 +313,12 @@ class Adapted(nn.Module):
                     "Samples are adapted one after another: with whole weight matrices changing, "
                     "many at once are slower on a CPU. many='vmap' forces it."
                 )
+        if self._many == "vmap" and self.method.looks:
+            self._many = "loop"
+            learner.say(
+                f"Samples are adapted one after another: {type(self.method).__name__} decides on "
+                "the host, which many at once cannot."
+            )
         if self._many == "vmap":
             try:
                 return learner.adapt_each(call, CHUNK)
