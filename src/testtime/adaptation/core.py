@@ -297,19 +297,26 @@ class Method:
                 )
 
     @classmethod
-    def preset(cls, name: str, **changes: Any) -> Self:
+    def preset(cls, *names: str, **changes: Any) -> Self:
         """Return the method as published: ``official`` is the authors' code to the last quirk.
+
+        Args:
+            names: presets, such as ``"official", "imagenet"``; a later one goes over an earlier.
+            changes: fields, over all of them.
 
         Raises:
             ValueError: there is no preset of that name.
         """
-        if name not in cls.presets:
-            known = ", ".join(cls.presets) or "none"
-            raise ValueError(
-                f"{cls.__name__} has no preset '{name}' (known: {known})."
-                f"{suggest(name, cls.presets)}"
-            )
-        return cls(**{**cls.presets[name], **changes})
+        values: dict[str, Any] = {}
+        for name in names:
+            if name not in cls.presets:
+                known = ", ".join(cls.presets) or "none"
+                raise ValueError(
+                    f"{cls.__name__} has no preset '{name}' (known: {known})."
+                    f"{suggest(name, cls.presets)}"
+                )
+            values |= cls.presets[name]
+        return cls(**values | changes)
 
     def configure(self, module: nn.Module) -> nn.Module:
         """Change the private copy (statistics, heads) before anything is selected."""

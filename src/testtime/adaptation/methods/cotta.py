@@ -16,12 +16,6 @@ from testtime.adaptation.batchnorm import use_batch_statistics
 from testtime.adaptation.core import Draw, Method, Net, Objective, Settled
 from testtime.adaptation.optim import SGD, Adam, Tensors
 
-_IMAGENET = {
-    "optimizer": SGD(lr=0.01, momentum=0.9, nesterov=True),
-    "threshold": 0.1,
-    "restored": 0.001,
-}
-
 
 @dataclass(frozen=True)
 class CoTTA(Method):
@@ -43,9 +37,9 @@ class CoTTA(Method):
     Adam makes steps of rounding noise.
 
     Changed from the official code: dropout and the like stay off, every kind of BatchNorm uses the
-    batch's statistics, views are made only where they are used (one look from the host). Preset
-    ``official``: the code for CIFAR but for the last; ``imagenet`` the constants for ImageNet-C,
-    ``official-imagenet`` also its loss, which is not in the paper.
+    batch's statistics, views are made only where they are used (one look from the host). Presets:
+    ``official`` is the code for CIFAR, ``"official", "imagenet"`` its constants for ImageNet-C with
+    the paper's loss, ``"official", "imagenet", "symmetric"`` the code for ImageNet-C.
 
     Args:
         threshold: confidence of the source below which views are averaged: 0.92 for CIFAR-10, 0.72
@@ -72,13 +66,12 @@ class CoTTA(Method):
     looks = 2  # are views used? and in which order do their colours change?
     presets = {  # noqa: RUF012
         "official": {"layers": (nn.BatchNorm2d,), "train": True},
-        "imagenet": _IMAGENET,
-        "official-imagenet": {
-            **_IMAGENET,
-            "layers": (nn.BatchNorm2d,),
-            "train": True,
-            "loss_form": "symmetric",
+        "imagenet": {
+            "optimizer": SGD(lr=0.01, momentum=0.9, nesterov=True),
+            "threshold": 0.1,
+            "restored": 0.001,
         },
+        "symmetric": {"loss_form": "symmetric"},
     }
 
     def configure(self, module: nn.Module) -> nn.Module:
