@@ -342,9 +342,13 @@ class Method:
         """Return what to write after the optimiser's step; pure."""
         return Settled()
 
+    def answering(self, net: Net, memory: Tensors) -> Net:
+        """Return the network that answers: in its modes, or with a teacher's weights; pure."""
+        return net
+
     def predict(self, net: Net, x: Tensor, memory: Tensors) -> Tensor:
-        """Return logits for ``x`` without adapting; pure."""
-        return net(x)
+        """Return logits for ``x`` without adapting; pure. Override if no network answers alone."""
+        return self.answering(net, memory)(x)
 
     def step(self, learner: "Learner", x: Tensor) -> Tensor:
         """Adapt to one batch and return its logits; own steps are for decisions on the host."""

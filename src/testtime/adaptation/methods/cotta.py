@@ -89,22 +89,24 @@ class CoTTA(Method):
 
     def loss(self, net: Net, x: Tensor, memory: Tensors, draw: Draw) -> Objective:
         """Return the student's cross-entropy to the teacher, and the teacher's logits."""
-        student = (net.train() if self.train else net)(x)
-        source = self.predict(net, x, net.start)
-        confidence = source.softmax(1).amax(1).mean()
+        student, teacher, source = (
+            self.answering(net, values) for values in (net.weights, memory, net.start)
+        )
+        confidence = source(x).softmax(1).amax(1).mean()
         if bool(confidence < self.threshold):
 
             def augmented(generator: torch.Generator) -> Tensor:
                 return net.inputs(views.many(net.images(x), self.views, generator))
 
-            answers = [self.predict(net, view, memory) for view in draw("views", augmented)]
-            teacher = torch.stack(answers).mean(0)
+            answers = [teacher(view) for view in draw("views", augmented)]
+            target = torch.stack(answers).mean(0)
         else:
-            teacher = self.predict(net, x, memory)
-        loss = _cross_entropy(teacher, student)
+            target = teacher(x)
+        logits = student(x)
+        loss = _cross_entropy(target, logits)
         if self.loss_form == "symmetric":
-            loss = (loss + _cross_entropy(student, teacher)) / 2
-        return Objective(loss=loss.mean(), logits=teacher, notes={"confidence": confidence})
+            loss = (loss + _cross_entropy(logits, target)) / 2
+        return Objective(loss=loss.mean(), logits=target, notes={"confidence": confidence})
 
     def settle(self, net: Net, memory: Tensors, draw: Draw) -> Settled:
         """Return the student with some entries restored, and the teacher moved towards it."""
@@ -116,10 +118,10 @@ class CoTTA(Method):
         }
         return Settled(values=student, memory=teacher)
 
-    def predict(self, net: Net, x: Tensor, memory: Tensors) -> Tensor:
-        """Return the teacher's logits."""
+    def answering(self, net: Net, memory: Tensors) -> Net:
+        """Return the teacher."""
         teacher = net.at(memory)
-        return (teacher.train() if self.train else teacher)(x)
+        return teacher.train() if self.train else teacher
 
     def _mask(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         uniform = torch.rand(

@@ -130,9 +130,9 @@ class SAR(Method):
         afresh = {} if self.average_survives else {"has_average": memory["has_average"] & ~recover}
         return Settled(back, afresh, notes={"recovered": recover})
 
-    def predict(self, net: Net, x: Tensor, memory: Tensors) -> Tensor:
-        """Return the logits, under the same modes as the loss."""
-        return (net.train() if self.train else net)(x)
+    def answering(self, net: Net, memory: Tensors) -> Net:
+        """Return the network in the modes that it adapts in."""
+        return net.train() if self.train else net
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:
