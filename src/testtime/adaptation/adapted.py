@@ -116,7 +116,14 @@ class Adapted(nn.Module):
         self.reset_every = method.reset_every if reset_every is None else reset_every
         self._given, self._own = preprocessing, declared(model)
         self._shared = [(k, p, p._version) for k, p in shared_tensors(model).items()]
-        self.learner = Learner(model, method, where=logits, seed=seed, source=source)
+        self.learner = Learner(
+            model,
+            method,
+            where=logits,
+            seed=seed,
+            source=source,
+            preprocessing=preprocessing or self._own,
+        )
         self.module = self.learner.module
         self._turn = _Turn()
         self._unseen = True
@@ -306,6 +313,12 @@ class Adapted(nn.Module):
                     "Samples are adapted one after another: with whole weight matrices changing, "
                     "many at once are slower on a CPU. many='vmap' forces it."
                 )
+        if self._many == "vmap" and self.method.looks:
+            self._many = "loop"
+            learner.say(
+                f"Samples are adapted one after another: {type(self.method).__name__} decides on "
+                "the host, which many at once cannot."
+            )
         if self._many == "vmap":
             try:
                 return learner.adapt_each(call, CHUNK)
@@ -401,19 +414,20 @@ def adapt(
             f"{type(method).__name__} needs source data, but none was given. "
             "Pass source= with batches like those that the model was trained on."
         )
-    plain = unwrap(model)
-    return Adapted(
-        plain,
-        method,
-        logits=logits,
-        episodic=episodic,
-        reset_every=reset_every,
-        source=source,
-        preprocessing=Preprocessing.of(mean, std),
-        seed=seed,
-        many=many,
-        strict=strict,
-    )
+    # Built inside the caller's inference mode, the state could take no gradient later.
+    with torch.inference_mode(False):
+        return Adapted(
+            unwrap(model),
+            method,
+            logits=logits,
+            episodic=episodic,
+            reset_every=reset_every,
+            source=source,
+            preprocessing=Preprocessing.of(mean, std),
+            seed=seed,
+            many=many,
+            strict=strict,
+        )
 
 
 def _normal(tensor: Tensor) -> Tensor:

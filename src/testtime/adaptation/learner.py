@@ -3,7 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from testtime.adaptation import select
 from testtime.adaptation.calls import Call, Where, find_logits, tree
 from testtime.adaptation.copy import private_copy
-from testtime.adaptation.core import Method, Net, Objective, State, nothing_found
+from testtime.adaptation.core import Method, Net, Objective, Settled, State, nothing_found
 from testtime.adaptation.optim import Tensors, gate
+from testtime.adaptation.preprocessing import Preprocessing
 
+_Found = TypeVar("_Found", Objective, Settled)
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -46,8 +48,10 @@ class Learner:
         where: Where = None,
         seed: int = 0,
         source: Iterable[Any] | None = None,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         self.method, self.where, self.seed = method, where, seed
+        self.preprocessing = preprocessing
         self.original = private_copy(model).eval()
         self.module = method.configure(private_copy(model)).requires_grad_(False)
         self.runner = _Runner(self.module)
@@ -145,6 +149,7 @@ class Learner:
         """Return the objective of ``loss(net, x, memory)`` and its gradient by the weights."""
         leaves = {k: w.detach().requires_grad_() for k, w in self.work.weights.items()}
         objective = self._evaluate(loss, leaves)
+        self._require_sound(objective)
         if objective.loss is None:
             return objective, {}
         if objective.loss.dim() != bool(self.many):
@@ -179,12 +184,14 @@ class Learner:
 
     def write(self, values: Tensors, when: Tensor | None = None) -> None:
         """Set weights or buffers, where ``when`` holds."""
+        self._require_known(values, self.work.weights | self.work.buffers, "writes", "select names")
         for name, value in values.items():
             held = self.work.buffers if name in self.work.buffers else self.work.weights
             held[name] = gate(when, value.detach(), held[name])
 
-    def remember(self, when: Tensor | None = None, **values: Tensor) -> None:
+    def remember(self, values: Tensors, when: Tensor | None = None) -> None:
         """Set entries of the memory, where ``when`` holds."""
+        self._require_known(values, self.work.memory, "remembers", "begin returns")
         for name, value in values.items():
             self.work.memory[name] = gate(when, value.detach(), self.work.memory[name])
 
@@ -219,11 +226,12 @@ class Learner:
         for self.inner in range(method.steps):
             objective, grads = self.gradient(self._loss)
             self.descend(grads, objective.when)
-            self.remember(**objective.memory)
+            self.remember(objective.memory)
             self.note(**objective.notes)
             settled = self._evaluate(self._settle, self.work.weights)
-            self.write({k[2:]: v for k, v in settled.memory.items() if k.startswith("w.")})
-            self.remember(**{k[2:]: v for k, v in settled.memory.items() if k.startswith("m.")})
+            self.write(settled.values)
+            self.remember(settled.memory)
+            self.note(**settled.notes)
         if objective.logits is None:
             return self.answer()
         return objective.logits
@@ -333,27 +341,25 @@ class Learner:
     def _loss(self, net: Net, x: Tensor, memory: Tensors) -> Objective:
         return self.method.loss(net, x, memory, self.draw)
 
-    def _settle(self, net: Net, x: Tensor, memory: Tensors) -> Objective:
-        weights, entries = self.method.settle(net, memory, self.draw)
-        named = {f"w.{k}": v for k, v in weights.items()}
-        return Objective(memory=named | {f"m.{k}": v for k, v in entries.items()})
+    def _settle(self, net: Net, x: Tensor, memory: Tensors) -> Settled:
+        return self.method.settle(net, memory, self.draw)
 
-    def _evaluate(
-        self, f: Callable[[Net, Tensor, Tensors], Objective], weights: Tensors
-    ) -> Objective:
+    def _evaluate(self, f: Callable[[Net, Tensor, Tensors], _Found], weights: Tensors) -> _Found:
         """Run ``f`` once on the batch, or by ``vmap`` on every sample with weights of its own."""
         work, call = self.work, self.call
         if not self.many or call is None:
             x = call.x if call else torch.empty(0)
-            return f(Net(self, weights, work.buffers), x, work.memory)
+            return self._named(f(Net(self, weights, work.buffers), x, work.memory))
         rows = call.batched()
         built: list[tuple[Any, int]] = []
+        kinds: list[type[_Found]] = []
 
         def one(weights: Tensors, memory: Tensors, rows: dict[Any, Tensor]) -> dict[str, Any]:
             self.call = call.put({k: row.unsqueeze(0) for k, row in rows.items()})
             self.output = None
-            objective = f(Net(self, weights, work.buffers), self.call.x, memory)
-            parts: dict[str, Any] = dict(vars(objective))
+            found = self._named(f(Net(self, weights, work.buffers), self.call.x, memory))
+            kinds.append(type(found))
+            parts: dict[str, Any] = dict(vars(found))
             leaves: list[Tensor] = []
             if self.output is not None and self.output[0] is not self.output[1]:
                 tree(leaves.append, self.output[0])
@@ -372,7 +378,7 @@ class Learner:
             flat = [leaf.flatten(0, 1) if leaf.dim() > 1 else leaf for leaf in leaves.values()]
             stream = iter(flat)
             self.output = (tree(lambda _: next(stream), built[0][0]), flat[built[0][1]])
-        return Objective(**parts)
+        return kinds[0](**parts)
 
     @contextlib.contextmanager
     def _opened(self, call: Call, many: int = 0, fresh: bool = False) -> Iterator[None]:
@@ -419,8 +425,50 @@ class Learner:
                 if new[name] is not kept:
                     kept.copy_(torch.where(self._finite, new[name].detach(), kept))
         self.state.skipped.add_(~self._finite)
-        self.state.generator = self.generator.get_state()
+        drawn = self.generator.get_state()
+        # Only a method that draws pays for this look: numbers that a skipped batch consumed go
+        # back, so that what follows is as if it had not been there.
+        if not torch.equal(drawn, self.state.generator) and not bool(self._finite):
+            self.generator.set_state(self.state.generator)
+            drawn = self.state.generator
+        self.state.generator = drawn
         self.state.batch += 1
+
+    def _named(self, found: _Found) -> _Found:
+        if isinstance(found, Objective | Settled):
+            return found
+        raise TypeError(
+            f"{type(self.method).__name__} returned {type(found).__name__}; loss returns "
+            "Objective(loss=..., logits=...), settle Settled(values=..., memory=...)."
+        )
+
+    def _require_sound(self, objective: Objective) -> None:
+        """Refuse what a loss may not return, in words of its own."""
+        name, loss, when = type(self.method).__name__, objective.loss, objective.when
+        if loss is not None and not loss.requires_grad:
+            raise ValueError(
+                f"The loss of {name} has no gradient: nothing that adapts leads to it. Compute it "
+                "from net(x), outside torch.no_grad() and detach()."
+            )
+        if when is not None and when.dim() != bool(self.many):
+            raise ValueError(
+                f"{name} has a 'when' of shape {list(when.shape)}; it must be one boolean for the "
+                "whole batch. To leave rows out, mask them in the loss."
+            )
+
+    def _require_known(self, values: Tensors, held: Tensors, does: str, declared: str) -> None:
+        """Refuse names and shapes that the state has no place for."""
+        for name, value in values.items():
+            if name not in held:
+                raise ValueError(
+                    f"{type(self.method).__name__} {does} '{name}', for which there is no place: "
+                    f"{declared} {_some(list(held)) or 'nothing'}. Declare it there."
+                )
+            if not self.many and value.shape != held[name].shape:
+                raise ValueError(
+                    f"{type(self.method).__name__} {does} '{name}' in shape {list(value.shape)}, "
+                    f"but it has {list(held[name].shape)}. Shapes are fixed from the start."
+                )
 
     def _require_finite(self, *tensors: Tensor) -> None:
         """Note on the device whether all is finite, for the batch or for each sample."""
