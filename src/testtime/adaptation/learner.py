@@ -152,11 +152,6 @@ class Learner:
         self._require_sound(objective)
         if objective.loss is None:
             return objective, {}
-        if objective.loss.dim() != bool(self.many):
-            raise ValueError(
-                f"The loss of {type(self.method).__name__} has shape {list(objective.loss.shape)}; "
-                "it must be a scalar. Take its mean or its sum."
-            )
         self.backwards += self._batch
         found: tuple[Tensor | None, ...] = (None,) * len(leaves)
         if objective.loss.requires_grad:
@@ -445,10 +440,10 @@ class Learner:
     def _require_sound(self, objective: Objective) -> None:
         """Refuse what a loss may not return, in words of its own."""
         name, loss, when = type(self.method).__name__, objective.loss, objective.when
-        if loss is not None and not loss.requires_grad:
+        if loss is not None and loss.dim() != bool(self.many):
             raise ValueError(
-                f"The loss of {name} has no gradient: nothing that adapts leads to it. Compute it "
-                "from net(x), outside torch.no_grad() and detach()."
+                f"The loss of {name} has shape {list(loss.shape)}; it must be a scalar. Take its "
+                "mean or its sum."
             )
         if when is not None and when.dim() != bool(self.many):
             raise ValueError(
