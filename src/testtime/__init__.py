@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from testtime.adaptation.adapted import Adapted as Adapted
     from testtime.adaptation.adapted import Report as Report
     from testtime.adaptation.adapted import adapt as adapt
+    from testtime.adaptation.contract import LAWS as LAWS
+    from testtime.adaptation.contract import LawBroken as LawBroken
+    from testtime.adaptation.contract import check_method as check_method
     from testtime.adaptation.core import Method as Method
     from testtime.adaptation.core import Net as Net
     from testtime.adaptation.core import Objective as Objective
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 _public: dict[str, str] = {
     "Adam": "testtime.adaptation.optim",
     "Adapted": "testtime.adaptation.adapted",
+    "LAWS": "testtime.adaptation.contract",
+    "LawBroken": "testtime.adaptation.contract",
     "Learner": "testtime.adaptation.learner",
     "Method": "testtime.adaptation.core",
     "Net": "testtime.adaptation.core",
@@ -38,6 +43,7 @@ _public: dict[str, str] = {
     "SGD": "testtime.adaptation.optim",
     "State": "testtime.adaptation.core",
     "adapt": "testtime.adaptation.adapted",
+    "check_method": "testtime.adaptation.contract",
     "doctor": "testtime.adaptation.doctor",
 }
 

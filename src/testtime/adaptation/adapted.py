@@ -153,8 +153,8 @@ class Adapted(nn.Module):
 
     def source(self, *args: Any, **kwargs: Any) -> Any:
         """Return the answer of the user's own model in eval mode."""
-        with self._entered(Call(args, kwargs)) as call, torch.no_grad():
-            return self.learner.original(*call.args, **call.kwargs)
+        with self._entered(Call(args, kwargs)) as call:
+            return self.learner.source_output(call)
 
     def fit(self, batches: Iterable[Any], passes: int = 1) -> Self:
         """Adapt to batches without answering (offline).

@@ -1,7 +1,8 @@
 """What happens to one batch: methods, the network they see, and the state that changes."""
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 from testtime._suggest import suggest
-from testtime.adaptation.calls import Call, find_logits
+from testtime.adaptation.calls import Call, describe, find_logits
 from testtime.adaptation.optim import SGD, Adam, Slots, Tensors
 
 if TYPE_CHECKING:
@@ -162,8 +163,10 @@ class Net:
                 f"{call.x.shape[0]}, but the call's arguments {call.companions()} have a row each. "
                 "Use a method that keeps the rows, or bind such arguments in a wrapper."
             )
-        call_x = call.at(x)
-        output = self.run(lambda module: module(*call_x.args, **call_x.kwargs))
+        given = call.at(learner.spared(x))
+        output = self.run(lambda module: module(*given.args, **given.kwargs))
+        if learner.overwrites is None and not learner.many:  # under vmap nothing shows
+            learner.overwrites = given.x._version > 0
         logits = find_logits(output, learner.where)
         learner.classes = logits.shape[1]
         if x.shape[0] == call.x.shape[0]:
@@ -190,7 +193,7 @@ class Net:
         cast = {k: w.to(learner.dtypes[k]) for k, w in self.weights.items()}
         values = {f"module.{k}": v for k, v in (cast | self.buffers).items()}
         learner.set_mode(self._mode)
-        with learner.own_randomness(self._mode):
+        with learner.own_randomness(self._mode), _told_plainly(learner):
             result = functional_call(learner.runner, values, (f, args))
         # A buffer that the forward replaced, rather than wrote to, comes back in the dictionary.
         self.buffers.update({k: values[f"module.{k}"] for k in self.buffers})
@@ -356,6 +359,20 @@ class Method:
     def step(self, learner: "Learner", x: Tensor) -> Tensor:
         """Adapt to one batch and return its logits; own steps are for decisions on the host."""
         return learner.default_step(x)
+
+
+@contextlib.contextmanager
+def _told_plainly(learner: "Learner") -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if not learner.call or not str(error).startswith("Expected more than 1 "):
+            raise
+        raise ValueError(
+            f"{type(learner.method).__name__} normalises with the statistics of the batch, but a "
+            f"layer has one value a channel, for the input is {describe(learner.call.x)}. Use "
+            "larger batches, or a method that keeps the source's statistics."
+        ) from error
 
 
 ADVICE = " Use a method that fits; tt.doctor(model) lists them."

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
+from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from testtime.adaptation import select
@@ -40,6 +40,7 @@ class Learner:
     ``draw`` is the only door to randomness: replace it to put recorded values in.
     """
 
+    @torch.inference_mode(False)  # state that is made under it could never be written again
     def __init__(
         self,
         model: nn.Module,
@@ -54,6 +55,9 @@ class Learner:
         self.preprocessing = preprocessing
         self.original = private_copy(model).eval()
         self.module = method.configure(private_copy(model)).requires_grad_(False)
+        for layer in self.module.modules():
+            if isinstance(layer, nn.GroupNorm):
+                layer.register_forward_pre_hook(_contiguous)
         self.runner = _Runner(self.module)
         selected = set(method.select(self.module))
         parameters = dict(self.module.named_parameters())
@@ -86,6 +90,8 @@ class Learner:
         self.inner = 0
         self.classes = 0
         self.couples: bool | None = None
+        self.draws: bool | None = None
+        self.overwrites: bool | None = None
         self.unused: list[str] | None = None
         self.many = 0
         self.forwards = self.backwards = 0
@@ -110,13 +116,23 @@ class Learner:
 
     def source(self, x: Tensor) -> Any:
         """Return the output of the user's own model in eval mode."""
-        call = (self.call or Call((x,), {})).at(x)
-        with torch.no_grad():
-            return self.original(*call.args, **call.kwargs)
+        return self.source_output((self.call or Call((x,), {})).at(x))
+
+    def source_output(self, call: Call) -> Any:
+        """Return the output of the user's own model in eval mode for a call; nothing changes."""
+        buffers = {k: b.clone() for k, b in self.original.named_buffers()}
+        same = torch.Generator(self.device).manual_seed(self.seed)
+        call = call.at(self.spared(call.x))
+        with torch.no_grad(), self.own_randomness(None, same):
+            return functional_call(self.original, buffers, call.args, call.kwargs)
 
     def logits_of(self, output: Any) -> Tensor:
         """Return the logits in an output of the model."""
         return find_logits(output, self.where)
+
+    def spared(self, x: Tensor) -> Tensor:
+        """Return an input that the model may write to; whether it does shows at its first call."""
+        return x if self.overwrites is False else x.clone()
 
     def set_mode(self, mode: tuple[str, ...]) -> None:
         """Put the named modules in train mode and all others in eval mode."""
@@ -125,17 +141,29 @@ class Learner:
             self.module.get_submodule(name).train()
 
     @contextlib.contextmanager
-    def own_randomness(self, mode: tuple[str, ...]) -> Iterator[None]:
-        """Keep what a network in train mode draws (dropout) out of the global generator."""
+    def own_randomness(
+        self, mode: tuple[str, ...], generator: torch.Generator | None = None
+    ) -> Iterator[None]:
+        """Keep what a forward draws (dropout in train mode, noise) out of the global generator.
+
+        Whether the network draws in eval mode too is measured at its first forward.
+        """
         norms = select.layers(self.module) if mode else []
-        if all(name in norms for name in mode):
+        quiet = all(name in norms for name in mode)
+        if quiet and self.draws is False:
             yield
             return
-        devices = [self.device] if self.device.type == "cuda" else []
-        seed = int(torch.randint(2**62, (), generator=self.generator, device=self.device))
-        with torch.random.fork_rng(devices):
+        generator = self.generator if generator is None else generator
+        before = generator.get_state()
+        seed = int(torch.randint(2**62, (), generator=generator, device=self.device))
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
+            start = _global_generator(self.device)
             yield
+            if quiet and self.draws is None:
+                self.draws = not torch.equal(start, _global_generator(self.device))
+        if quiet and not self.draws:
+            generator.set_state(before)
 
     # The primitives of a step. Each changes `work` alone.
 
@@ -254,9 +282,10 @@ class Learner:
 
     def predict(self, call: Call) -> Tensor:
         """Return the logits of a batch; nothing changes."""
+        begun = self.begun
         with self._opened(call):
             logits = self.answer().detach()
-            self.generator.set_state(self.state.generator)
+        self._undo(begun)
         return logits
 
     def adapt_each(self, call: Call, chunk: int) -> Tensor:
@@ -288,6 +317,7 @@ class Learner:
         digits = 0.05 if pair.dtype in _HALF else 1e-4
         return bool((pair - alone).abs().max() > digits * pair.abs().max())
 
+    @torch.inference_mode(False)
     def move(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Apply a device move to everything that the module itself does not hold."""
         self.original._apply(fn)  # type: ignore[no-untyped-call]
@@ -389,13 +419,18 @@ class Learner:
             self.work = _values(base, many)
             yield
         except BaseException:
-            self.generator.set_state(self.state.generator)
-            if not begun:
-                self.begun, self.state.memory, self.start.memory = False, {}, {}
+            self._undo(begun)
             self.said = said
             raise
         finally:
             self.work, self.call, self.many, self.inner = self.state, None, 0, 0
+
+    def _undo(self, begun: bool) -> None:
+        """Take back what was drawn, and a beginning that was only for this call."""
+        self.generator.set_state(self.state.generator)
+        if not begun:
+            self.begun, self.state.memory, self.start.memory = False, {}, {}
+            self.start.generator = self.state.generator.clone()
 
     def _begin(self, fresh: bool) -> None:
         """Ask the method for its memory, once, and take the start again."""
@@ -512,6 +547,18 @@ class Learner:
             for slot, held in start.slots.items()
         }
         return start
+
+
+def _contiguous(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    # On a CPU the backward pass of torch's GroupNorm (2.13) kills the process where a channels-last
+    # input needs no gradient but the scale does, as it is with everything frozen but the norms.
+    x = args[0]
+    return None if x.is_cuda or x.requires_grad else (x.contiguous(), *args[1:])
+
+
+def _global_generator(device: torch.device) -> Tensor:
+    on_gpu = device.type == "cuda"
+    return torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state()
 
 
 def _master(parameter: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ def pack(learner: Learner) -> Tensors:
     return packed
 
 
+@torch.inference_mode(False)  # what is loaded becomes state, and must stay writable
 def unpack(learner: Learner, packed: Mapping[str, Any]) -> None:
     """Check that a state belongs to this model and method, then write it.
 
