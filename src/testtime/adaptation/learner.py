@@ -123,7 +123,7 @@ class Learner:
         buffers = {k: b.clone() for k, b in self.original.named_buffers()}
         same = torch.Generator(self.device).manual_seed(self.seed)
         call = call.at(self.spared(call.x))
-        with torch.no_grad(), self.own_randomness(None, same):
+        with torch.no_grad(), self.own_randomness((), same):
             return functional_call(self.original, buffers, call.args, call.kwargs)
 
     def logits_of(self, output: Any) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from testtime.adaptation.calls import describe
+
 # brightness, contrast, saturation, hue, gamma
 _LOW = (0.6, 0.7, 0.5, -0.06, 0.7)
 _HIGH = (1.4, 1.3, 1.5, 0.06, 1.3)
@@ -36,6 +38,19 @@ class Draws:
     sigma: Tensor
     flip: Tensor
     noise: Tensor
+
+
+def require_images(x: Tensor, method: str) -> None:
+    """Refuse inputs that the chain cannot work on.
+
+    Raises:
+        ValueError: they are not floating images ``[B, 3, H, W]``.
+    """
+    if x.dim() != 4 or x.shape[1] != 3 or not x.is_floating_point():
+        raise ValueError(
+            f"{method} augments colour images [B, 3, H, W], but the input is {describe(x)}. "
+            "Use a method without augmentations for such data."
+        )
 
 
 def draws(x: Tensor, order: list[int], generator: torch.Generator) -> Draws:
