@@ -4,6 +4,7 @@
 #   make test    set up and run the tests
 #   make lint    ruff and mypy
 #   make wheel   build the wheel and try it in an empty environment
+#   make bench   the measurements of benchmarks/, on a quiet machine
 #
 # TORCH_INDEX=URL takes torch from that package index (the CPU builds, say, which are far smaller).
 
@@ -14,13 +15,17 @@ PIN = -m pip install --disable-pip-version-check --constraint constraints.txt
 # Without its dependencies: an index of torch builds need not hold the pinned versions of those.
 TORCH = $(if $(TORCH_INDEX),$(PIN) --no-deps --index-url $(TORCH_INDEX) torch,-c '')
 
-.PHONY: demo test lint wheel
+.PHONY: demo test lint wheel bench
 
 demo: .venv/.core
 	.venv/bin/testtime demo
 
 test: .venv/.dev
 	.venv/bin/python -m pytest
+
+bench: .venv/.dev
+	.venv/bin/python -m benchmarks.cost
+	.venv/bin/python -m benchmarks.many
 
 lint: .venv/.dev
 	.venv/bin/python -m ruff check .

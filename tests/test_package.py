@@ -50,7 +50,9 @@ def test_type_checkers_see_the_table():
     tree = ast.parse(Path(testtime.__file__).read_text(encoding="utf-8"))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     seen = {alias.name: node.module for node in imports for alias in node.names if alias.asname}
-    assert seen == testtime._public
+    # Methods may be listed too; they need no line in the table.
+    own = {name: module for name, module in seen.items() if ".methods." not in module}
+    assert own == testtime._public
 
 
 def test_no_public_name_is_a_submodule():
@@ -99,8 +101,8 @@ def test_methods_are_found_by_their_class_name():
 
 
 def test_unknown_method():
-    code = METHODS + "try: testtime.Tnet\nexcept AttributeError as error: print(error)"
-    assert fresh(code) == "testtime has no 'Tnet'. Did you mean 'Tent'?"
+    code = METHODS + "try: testtime.Tentt\nexcept AttributeError as error: print(error)"
+    assert fresh(code) == "testtime has no 'Tentt'. Did you mean 'Tent'?"
 
 
 def test_the_changelog_has_an_unreleased_section():

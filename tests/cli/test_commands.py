@@ -26,7 +26,7 @@ def command(name, times):
     failures = {{
         "value": ValueError("The value was wrong:\\n 3 was found."),
         "bare": RuntimeError(),
-        "bug": TypeError("a bug"),
+        "bug": AttributeError("a bug"),
         "extra": ImportError("Install testtime[data]."),
     }}
     if name == "missing":
@@ -97,7 +97,7 @@ def test_debug_shows_the_traceback(run):
 
 
 def test_a_bug_is_not_dressed_up(run):
-    assert isinstance(run("say-hello", "bug").exception, TypeError)
+    assert isinstance(run("say-hello", "bug").exception, AttributeError)
 
 
 def test_a_command_chooses_its_exit_code(run):

@@ -203,7 +203,7 @@ X = torch.full((1, 3, 16, 16), 0.5)
     ("x", "name", "severity", "error", "said"),
     [
         (X, "gausian_noise", 1, ValueError, r"Did you mean 'gaussian_noise'\?"),
-        (X, "sepia", 1, ValueError, "There are gaussian_noise, "),
+        (X, "sepia", 1, ValueError, "known: gaussian_noise, "),
         (X, "fog", 0, ValueError, "found 0"),
         (X, "fog", 6, ValueError, "found 6"),
         (X, "fog", 2.5, ValueError, "found 2.5"),

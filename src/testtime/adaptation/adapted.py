@@ -117,7 +117,14 @@ class Adapted(nn.Module):
         self._given, self._own = preprocessing, declared(model)
         self._shared = [(k, p, p._version) for k, p in shared_tensors(model).items()]
         self._theirs = dict(model.named_buffers())
-        self.learner = Learner(model, method, where=logits, seed=seed, source=source)
+        self.learner = Learner(
+            model,
+            method,
+            where=logits,
+            seed=seed,
+            source=source,
+            preprocessing=preprocessing or self._own,
+        )
         self.module = self.learner.module
         self._turn = _Turn()
         self._unseen = True
@@ -332,6 +339,12 @@ class Adapted(nn.Module):
                     "Samples are adapted one after another: with whole weight matrices changing, "
                     "many at once are slower on a CPU. many='vmap' forces it."
                 )
+        if self._many == "vmap" and self.method.looks:
+            self._many = "loop"
+            learner.say(
+                f"Samples are adapted one after another: {type(self.method).__name__} decides on "
+                "the host, which many at once cannot."
+            )
         if self._many == "vmap":
             try:
                 return learner.adapt_each(call, CHUNK)
@@ -411,8 +424,10 @@ def adapt(
         ValueError: the method finds nothing to adapt in this model, or an argument is not known.
 
     Example:
+        >>> import testtime as tt
+        >>> model, images, labels = tt.demo.load()
         >>> adapted = tt.adapt(model, tt.Tent())
-        >>> logits = adapted(images)
+        >>> logits = adapted(images[:64])
         >>> adapted.reset()
     """
     method = find(method)
@@ -425,19 +440,20 @@ def adapt(
             f"{type(method).__name__} needs source data, but none was given. "
             "Pass source= with batches like those that the model was trained on."
         )
-    plain = unwrap(model)
-    return Adapted(
-        plain,
-        method,
-        logits=logits,
-        episodic=episodic,
-        reset_every=reset_every,
-        source=source,
-        preprocessing=Preprocessing.of(mean, std),
-        seed=seed,
-        many=many,
-        strict=strict,
-    )
+    # Built inside the caller's inference mode, the state could take no gradient later.
+    with torch.inference_mode(False):
+        return Adapted(
+            unwrap(model),
+            method,
+            logits=logits,
+            episodic=episodic,
+            reset_every=reset_every,
+            source=source,
+            preprocessing=Preprocessing.of(mean, std),
+            seed=seed,
+            many=many,
+            strict=strict,
+        )
 
 
 def _normal(tensor: Tensor) -> Tensor:

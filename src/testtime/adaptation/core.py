@@ -40,6 +40,21 @@ class Objective:
 
 
 @dataclass
+class Settled:
+    """What a method writes after the optimiser's step.
+
+    Args:
+        values: weights and buffers to set.
+        memory: entries of the memory that change.
+        notes: quantities to show.
+    """
+
+    values: Tensors = field(default_factory=dict)
+    memory: Tensors = field(default_factory=dict)
+    notes: Tensors = field(default_factory=dict)
+
+
+@dataclass
 class State:
     """All that changes while a model adapts: nothing else does.
 
@@ -99,7 +114,7 @@ class Net:
         learner: "Learner",
         weights: Tensors,
         buffers: Tensors,
-        mode: tuple[str, ...] | None = None,
+        mode: tuple[str, ...] = (),
     ) -> None:
         self._learner, self.weights, self.buffers, self._mode = learner, weights, buffers, mode
 
@@ -158,6 +173,20 @@ class Net:
             learner.output = (output, logits)
         return logits
 
+    def images(self, x: Tensor) -> Tensor:
+        """Return the images in [0, 1] that gave ``x``, for augmentations; ``inputs`` goes back.
+
+        Both do nothing where no normalisation outside the model is known, from the user's ``mean``
+        and ``std`` or from the model itself.
+        """
+        known = self._learner.preprocessing
+        return x if known is None else known.undo(x)
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Return what the model takes for images ``[..., C, H, W]`` in [0, 1]."""
+        known = self._learner.preprocessing
+        return images if known is None else known.apply(images)
+
     def run(self, f: Callable[..., Any], *args: Any) -> Any:
         """Return ``f(module, *args)`` under these weights: features, hooks, heads."""
         learner = self._learner
@@ -182,25 +211,32 @@ class Net:
             self._mode,
         )
 
-    def train(self, *names: str) -> "Net":
-        """Return the network with these modules in train mode, all others in eval (none: all)."""
-        return Net(self._learner, self.weights, self.buffers, names or ("",))
+    def train(self, names: Iterable[str] | None = None) -> "Net":
+        """Return the network with these modules in train mode and all others in eval mode.
+
+        Without an argument the whole network is in train mode; with no names, nothing is.
+        """
+        return Net(self._learner, self.weights, self.buffers, ("",) if names is None else (*names,))
 
     def eval(self) -> "Net":
         """Return the network in eval mode."""
-        return Net(self._learner, self.weights, self.buffers, None)
+        return Net(self._learner, self.weights, self.buffers)
 
     def gradient(self, f: Callable[["Net"], tuple[Tensor, Any]]) -> tuple[Tensors, Any]:
         """Return the gradient of ``f(net) -> loss, aux`` by the weights, and ``aux``."""
-        if self._learner.many:
+        learner = self._learner
+        learner.backwards += max(learner.many, 1) * (learner.call.x.shape[0] if learner.call else 1)
+        if learner.many:
 
             def loss(weights: Tensors) -> tuple[Tensor, Any]:
-                return f(Net(self._learner, weights, self.buffers, self._mode))
+                return f(Net(learner, weights, self.buffers, self._mode))
 
-            grads, aux = grad(loss, has_aux=True)(self.weights)
+            # Under vmap the weights belong to the outer gradient too: without detaching, the
+            # result would be differentiated a second time there, and differ from that in place.
+            grads, aux = grad(loss, has_aux=True)({k: w.detach() for k, w in self.weights.items()})
             return grads, aux
         leaves = {k: w.detach().requires_grad_() for k, w in self.weights.items()}
-        loss_value, aux = f(Net(self._learner, leaves, self.buffers, self._mode))
+        loss_value, aux = f(Net(learner, leaves, self.buffers, self._mode))
         values = torch.autograd.grad(
             loss_value, list(leaves.values()), allow_unused=True, materialize_grads=True
         )
@@ -267,19 +303,26 @@ class Method:
                 )
 
     @classmethod
-    def preset(cls, name: str, **changes: Any) -> Self:
+    def preset(cls, *names: str, **changes: Any) -> Self:
         """Return the method as published: ``official`` is the authors' code to the last quirk.
+
+        Args:
+            names: presets, such as ``"official", "imagenet"``; a later one goes over an earlier.
+            changes: fields, over all of them.
 
         Raises:
             ValueError: there is no preset of that name.
         """
-        if name not in cls.presets:
-            known = ", ".join(cls.presets) or "none"
-            raise ValueError(
-                f"{cls.__name__} has no preset '{name}' (known: {known})."
-                f"{suggest(name, cls.presets)}"
-            )
-        return cls(**{**cls.presets[name], **changes})
+        values: dict[str, Any] = {}
+        for name in names:
+            if name not in cls.presets:
+                known = ", ".join(cls.presets) or "none"
+                raise ValueError(
+                    f"{cls.__name__} has no preset '{name}' (known: {known})."
+                    f"{suggest(name, cls.presets)}"
+                )
+            values |= cls.presets[name]
+        return cls(**values | changes)
 
     def configure(self, module: nn.Module) -> nn.Module:
         """Change the private copy (statistics, heads) before anything is selected."""
@@ -301,13 +344,17 @@ class Method:
         """Return what this batch asks for; pure."""
         return Objective(logits=self.predict(net, x, memory))
 
-    def settle(self, net: Net, memory: Tensors, draw: Draw) -> tuple[Tensors, Tensors]:
-        """Return weights (or buffers) and memory to write after the optimiser's step; pure."""
-        return {}, {}
+    def settle(self, net: Net, memory: Tensors, draw: Draw) -> Settled:
+        """Return what to write after the optimiser's step; pure."""
+        return Settled()
+
+    def answering(self, net: Net, memory: Tensors) -> Net:
+        """Return the network that answers: in its modes, or with a teacher's weights; pure."""
+        return net
 
     def predict(self, net: Net, x: Tensor, memory: Tensors) -> Tensor:
-        """Return logits for ``x`` without adapting; pure."""
-        return net(x)
+        """Return logits for ``x`` without adapting; pure. Override if no network answers alone."""
+        return self.answering(net, memory)(x)
 
     def step(self, learner: "Learner", x: Tensor) -> Tensor:
         """Adapt to one batch and return its logits; own steps are for decisions on the host."""

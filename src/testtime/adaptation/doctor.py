@@ -97,7 +97,10 @@ def doctor(
         std: likewise.
 
     Example:
-        >>> print(tt.doctor(model, images))
+        >>> import testtime as tt
+        >>> model, images, labels = tt.demo.load()
+        >>> tt.doctor(model, images[:64]).fitting
+        ('bn', 'source', 'tent')
     """
     plain = unwrap(model)
     own = declared(plain)

@@ -55,8 +55,9 @@ def export(learner: Learner, call: Call | None, statistics: Frozen | None) -> Ex
         )
     module = copy.deepcopy(learner.original)
     held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    answering = learner.method.answering(learner.live, learner.state.memory)
     with torch.no_grad():
-        for name, value in {**learner.state.weights, **learner.state.buffers}.items():
+        for name, value in {**answering.weights, **answering.buffers}.items():
             if name in held:
                 held[name].copy_(value)
         if learner.couples and statistics == "last" and call is not None:

@@ -3,7 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from testtime.adaptation import select
 from testtime.adaptation.calls import Call, Where, find_logits, tree
 from testtime.adaptation.copy import private_copy
-from testtime.adaptation.core import Method, Net, Objective, State, nothing_found
+from testtime.adaptation.core import Method, Net, Objective, Settled, State, nothing_found
 from testtime.adaptation.optim import Tensors, gate
+from testtime.adaptation.preprocessing import Preprocessing
 
+_Found = TypeVar("_Found", Objective, Settled)
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -47,8 +49,10 @@ class Learner:
         where: Where = None,
         seed: int = 0,
         source: Iterable[Any] | None = None,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         self.method, self.where, self.seed = method, where, seed
+        self.preprocessing = preprocessing
         self.original = private_copy(model).eval()
         self.module = method.configure(private_copy(model)).requires_grad_(False)
         for layer in self.module.modules():
@@ -79,7 +83,7 @@ class Learner:
             generator=self.generator.get_state(),
             skipped=torch.zeros((), dtype=torch.int64, device=self.device),
         )
-        self.start = self.state.clone()
+        self.start = self._begun_here()
         self.constants: Tensors = {}
         self.work = self.state
         self.begun = False
@@ -119,7 +123,7 @@ class Learner:
         buffers = {k: b.clone() for k, b in self.original.named_buffers()}
         same = torch.Generator(self.device).manual_seed(self.seed)
         call = call.at(self.spared(call.x))
-        with torch.no_grad(), self.own_randomness(None, same):
+        with torch.no_grad(), self.own_randomness((), same):
             return functional_call(self.original, buffers, call.args, call.kwargs)
 
     def logits_of(self, output: Any) -> Tensor:
@@ -130,22 +134,22 @@ class Learner:
         """Return an input that the model may write to; whether it does shows at its first call."""
         return x if self.overwrites is False else x.clone()
 
-    def set_mode(self, mode: tuple[str, ...] | None) -> None:
+    def set_mode(self, mode: tuple[str, ...]) -> None:
         """Put the named modules in train mode and all others in eval mode."""
         self.module.eval()
-        for name in mode or ():
+        for name in mode:
             self.module.get_submodule(name).train()
 
     @contextlib.contextmanager
     def own_randomness(
-        self, mode: tuple[str, ...] | None, generator: torch.Generator | None = None
+        self, mode: tuple[str, ...], generator: torch.Generator | None = None
     ) -> Iterator[None]:
         """Keep what a forward draws (dropout in train mode, noise) out of the global generator.
 
         Whether the network draws in eval mode too is measured at its first forward.
         """
         norms = select.layers(self.module) if mode else []
-        quiet = all(name in norms for name in mode or ())
+        quiet = all(name in norms for name in mode)
         if quiet and self.draws is False:
             yield
             return
@@ -173,18 +177,15 @@ class Learner:
         """Return the objective of ``loss(net, x, memory)`` and its gradient by the weights."""
         leaves = {k: w.detach().requires_grad_() for k, w in self.work.weights.items()}
         objective = self._evaluate(loss, leaves)
+        self._require_sound(objective)
         if objective.loss is None:
             return objective, {}
-        if objective.loss.dim() != bool(self.many):
-            raise ValueError(
-                f"The loss of {type(self.method).__name__} has shape {list(objective.loss.shape)}; "
-                "it must be a scalar. Take its mean or its sum."
-            )
         self.backwards += self._batch
-        found: Iterable[Tensor | None] = [None] * len(leaves)
+        found: tuple[Tensor | None, ...] = (None,) * len(leaves)
         if objective.loss.requires_grad:
-            total = objective.loss.sum()
-            found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+            found = torch.autograd.grad(
+                objective.loss.sum(), list(leaves.values()), allow_unused=True
+            )
         grads = {k: g for k, g in zip(leaves, found, strict=True) if g is not None}
         if self.unused is None:
             self._settle_unused(list(leaves), grads)
@@ -206,12 +207,14 @@ class Learner:
 
     def write(self, values: Tensors, when: Tensor | None = None) -> None:
         """Set weights or buffers, where ``when`` holds."""
+        self._require_known(values, self.work.weights | self.work.buffers, "writes", "select names")
         for name, value in values.items():
             held = self.work.buffers if name in self.work.buffers else self.work.weights
             held[name] = gate(when, value.detach(), held[name])
 
-    def remember(self, when: Tensor | None = None, **values: Tensor) -> None:
+    def remember(self, values: Tensors, when: Tensor | None = None) -> None:
         """Set entries of the memory, where ``when`` holds."""
+        self._require_known(values, self.work.memory, "remembers", "begin returns")
         for name, value in values.items():
             self.work.memory[name] = gate(when, value.detach(), self.work.memory[name])
 
@@ -246,11 +249,12 @@ class Learner:
         for self.inner in range(method.steps):
             objective, grads = self.gradient(self._loss)
             self.descend(grads, objective.when)
-            self.remember(**objective.memory)
+            self.remember(objective.memory)
             self.note(**objective.notes)
             settled = self._evaluate(self._settle, self.work.weights)
-            self.write({k[2:]: v for k, v in settled.memory.items() if k.startswith("w.")})
-            self.remember(**{k[2:]: v for k, v in settled.memory.items() if k.startswith("m.")})
+            self.write(settled.values)
+            self.remember(settled.memory)
+            self.note(**settled.notes)
         if objective.logits is None:
             return self.answer()
         return objective.logits
@@ -362,27 +366,25 @@ class Learner:
     def _loss(self, net: Net, x: Tensor, memory: Tensors) -> Objective:
         return self.method.loss(net, x, memory, self.draw)
 
-    def _settle(self, net: Net, x: Tensor, memory: Tensors) -> Objective:
-        weights, entries = self.method.settle(net, memory, self.draw)
-        named = {f"w.{k}": v for k, v in weights.items()}
-        return Objective(memory=named | {f"m.{k}": v for k, v in entries.items()})
+    def _settle(self, net: Net, x: Tensor, memory: Tensors) -> Settled:
+        return self.method.settle(net, memory, self.draw)
 
-    def _evaluate(
-        self, f: Callable[[Net, Tensor, Tensors], Objective], weights: Tensors
-    ) -> Objective:
+    def _evaluate(self, f: Callable[[Net, Tensor, Tensors], _Found], weights: Tensors) -> _Found:
         """Run ``f`` once on the batch, or by ``vmap`` on every sample with weights of its own."""
         work, call = self.work, self.call
         if not self.many or call is None:
             x = call.x if call else torch.empty(0)
-            return f(Net(self, weights, work.buffers), x, work.memory)
+            return self._named(f(Net(self, weights, work.buffers), x, work.memory))
         rows = call.batched()
         built: list[tuple[Any, int]] = []
+        kinds: list[type[_Found]] = []
 
         def one(weights: Tensors, memory: Tensors, rows: dict[Any, Tensor]) -> dict[str, Any]:
             self.call = call.put({k: row.unsqueeze(0) for k, row in rows.items()})
             self.output = None
-            objective = f(Net(self, weights, work.buffers), self.call.x, memory)
-            parts: dict[str, Any] = dict(vars(objective))
+            found = self._named(f(Net(self, weights, work.buffers), self.call.x, memory))
+            kinds.append(type(found))
+            parts: dict[str, Any] = dict(vars(found))
             leaves: list[Tensor] = []
             if self.output is not None and self.output[0] is not self.output[1]:
                 tree(leaves.append, self.output[0])
@@ -401,7 +403,7 @@ class Learner:
             flat = [leaf.flatten(0, 1) if leaf.dim() > 1 else leaf for leaf in leaves.values()]
             stream = iter(flat)
             self.output = (tree(lambda _: next(stream), built[0][0]), flat[built[0][1]])
-        return Objective(**parts)
+        return kinds[0](**parts)
 
     @contextlib.contextmanager
     def _opened(self, call: Call, many: int = 0, fresh: bool = False) -> Iterator[None]:
@@ -453,8 +455,50 @@ class Learner:
                 if new[name] is not kept:
                     kept.copy_(torch.where(self._finite, new[name].detach(), kept))
         self.state.skipped.add_(~self._finite)
-        self.state.generator = self.generator.get_state()
+        drawn = self.generator.get_state()
+        # Only a method that draws pays for this look: numbers that a skipped batch consumed go
+        # back, so that what follows is as if it had not been there.
+        if not torch.equal(drawn, self.state.generator) and not bool(self._finite):
+            self.generator.set_state(self.state.generator)
+            drawn = self.state.generator
+        self.state.generator = drawn
         self.state.batch += 1
+
+    def _named(self, found: _Found) -> _Found:
+        if isinstance(found, Objective | Settled):
+            return found
+        raise TypeError(
+            f"{type(self.method).__name__} returned {type(found).__name__}; loss returns "
+            "Objective(loss=..., logits=...), settle Settled(values=..., memory=...)."
+        )
+
+    def _require_sound(self, objective: Objective) -> None:
+        """Refuse what a loss may not return, in words of its own."""
+        name, loss, when = type(self.method).__name__, objective.loss, objective.when
+        if loss is not None and loss.dim() != bool(self.many):
+            raise ValueError(
+                f"The loss of {name} has shape {list(loss.shape)}; it must be a scalar. Take its "
+                "mean or its sum."
+            )
+        if when is not None and when.dim() != bool(self.many):
+            raise ValueError(
+                f"{name} has a 'when' of shape {list(when.shape)}; it must be one boolean for the "
+                "whole batch. To leave rows out, mask them in the loss."
+            )
+
+    def _require_known(self, values: Tensors, held: Tensors, does: str, declared: str) -> None:
+        """Refuse names and shapes that the state has no place for."""
+        for name, value in values.items():
+            if name not in held:
+                raise ValueError(
+                    f"{type(self.method).__name__} {does} '{name}', for which there is no place: "
+                    f"{declared} {_some(list(held)) or 'nothing'}. Declare it there."
+                )
+            if not self.many and value.shape != held[name].shape:
+                raise ValueError(
+                    f"{type(self.method).__name__} {does} '{name}' in shape {list(value.shape)}, "
+                    f"but it has {list(held[name].shape)}. Shapes are fixed from the start."
+                )
 
     def _require_finite(self, *tensors: Tensor) -> None:
         """Note on the device whether all is finite, for the batch or for each sample."""
@@ -485,7 +529,24 @@ class Learner:
         self._commit()
         self.state.batch = 0
         self.work, self.unused = self.state, None
-        self.start = self.state.clone()
+        self.start = self._begun_here()
+
+    def _begun_here(self) -> State:
+        """Return the state as the start, sharing what stays as it is: it is only ever read."""
+        fixed = dict(self.original.named_parameters()) | dict(self.module.named_buffers())
+        start = self.state.map(torch.clone)
+
+        def shared(name: str, value: Tensor) -> Tensor:
+            same = name in fixed and fixed[name].dtype == value.dtype
+            return fixed[name].detach() if same and torch.equal(fixed[name], value) else value
+
+        start.weights = {k: shared(k, t) for k, t in start.weights.items()}
+        start.buffers = {k: shared(k, t) for k, t in start.buffers.items()}
+        start.slots = {  # zeros, by definition
+            slot: {k: t.new_zeros(()).expand(t.shape) for k, t in held.items()}
+            for slot, held in start.slots.items()
+        }
+        return start
 
 
 def _contiguous(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

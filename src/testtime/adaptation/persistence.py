@@ -23,7 +23,9 @@ FORMAT = 1
 
 def pack(learner: Learner) -> Tensors:
     """Return everything that is needed to go on elsewhere, and whose it is."""
-    start = {k: t for k, t in learner.start.tensors().items() if not k.startswith("weights.")}
+    # The start's weights are the model's, which is fingerprinted, and its slots are zeros.
+    kept = ("buffers.", "memory.", "generator")
+    start = {k: t for k, t in learner.start.tensors().items() if k.startswith(kept)}
     identity = {
         "format": FORMAT,
         "batch": learner.state.batch,
@@ -75,10 +77,13 @@ def unpack(learner: Learner, packed: Mapping[str, Any]) -> None:
         if k.startswith("constants.")
     }
     learner.state.memory, learner.start.memory = memory["state"], memory["start"]
+    learner.start.buffers = {
+        k: packed[f"start.buffers.{k}"].to(learner.device) for k in learner.start.buffers
+    }
+    for path, tensor in learner.state.tensors().items():
+        if path != "generator":
+            tensor.copy_(packed[f"state.{path}"])
     for place, state in (("state", learner.state), ("start", learner.start)):
-        for path, tensor in state.tensors().items():
-            if path != "generator" and f"{place}.{path}" in packed:
-                tensor.copy_(packed[f"{place}.{path}"])
         state.generator = packed[f"{place}.generator"].cpu().clone()
     learner.generator.set_state(learner.state.generator)
     learner.state.batch = int(identity["batch"])

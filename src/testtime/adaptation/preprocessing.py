@@ -49,11 +49,21 @@ class Preprocessing:
         return f"mean {_short(self.mean)}, std {_short(self.std)}"
 
     def undo(self, x: Tensor) -> Tensor:
-        """Return the images ``[B, C, H, W]`` that gave this input."""
-        shape = (1, -1, 1, 1)
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=x.device).view(shape)
-        std = torch.tensor(self.std, dtype=torch.float32, device=x.device).view(shape)
-        return x.float() * std + mean
+        """Return the images ``[B, C, H, W]`` that gave this input, in its dtype."""
+        mean, std = self._like(x)
+        return x * std + mean
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Return the input that these images ``[..., C, H, W]`` in [0, 1] give, in their dtype."""
+        mean, std = self._like(images)
+        return (images - mean) / std
+
+    def _like(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = (
+            torch.tensor(values, dtype=x.dtype, device=x.device).view(-1, 1, 1)
+            for values in (self.mean, self.std)
+        )
+        return mean, std
 
 
 def declared(model: nn.Module) -> Preprocessing | None:
@@ -96,7 +106,7 @@ def mismatch(x: Tensor, wanted: Preprocessing) -> str:
 
 
 def _range(x: Tensor, wanted: Preprocessing) -> tuple[float, float]:
-    images = wanted.undo(x)
+    images = wanted.undo(x.float())
     return float(images.min()), float(images.max())
 
 

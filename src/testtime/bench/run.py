@@ -144,10 +144,10 @@ def shifted(images: Tensor, shift: str, severity: int, seed: int) -> Tensor:
 
 
 def _parse(shift: str) -> tuple[str, int]:
-    name, colon, severity = shift.partition(":")
-    if name == CLEAN and not colon:
+    name, _, severity = shift.partition(":")
+    if shift == CLEAN:
         return CLEAN, 0
-    if severity not in ("1", "2", "3", "4", "5"):
+    if name == CLEAN or severity not in ("1", "2", "3", "4", "5"):
         raise ValueError(
             f"The shift '{shift}' has no severity from 1 to 5. Write it as fog:5, or clean."
         )

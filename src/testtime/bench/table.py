@@ -2,24 +2,17 @@
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.table import Table
 
 from testtime.bench.run import Row
 
+MEAN = "mean"
+
 
 def table(rows: Sequence[Row]) -> Table:
-    """Return the errors in percent; the lowest of each model and shift is marked."""
+    """Return the errors in percent; the lowest of each model under each shift is bold."""
     shifts = list(dict.fromkeys(_shift(row) for row in rows))
-    data, images = rows[0].data, rows[0].images
-    out = Table(
-        title=f"Error in %: {images:,} images, batches of {rows[0].batch_size}",
-        caption=f"{data}. Each column starts from the source model; a model's lowest in bold.",
-    )
-    out.add_column("model")
-    out.add_column("method")
-    for shift in [*shifts, "mean"]:
-        out.add_column(shift, justify="right")
-    out.add_column("s", justify="right")
     errors: dict[tuple[str, str], dict[str, float]] = {}
     seconds: dict[tuple[str, str], float] = {}
     for row in rows:
@@ -27,21 +20,32 @@ def table(rows: Sequence[Row]) -> Table:
         errors.setdefault(key, {})[_shift(row)] = 100 * row.error
         seconds[key] = seconds.get(key, 0.0) + row.seconds
     for line in errors.values():
-        line["mean"] = sum(line.values()) / len(line)
-    previous = None
+        line[MEAN] = sum(line.values()) / len(line)
+    out = Table(
+        title=f"Error in %: {rows[0].images:,} images, batches of {rows[0].batch_size}",
+        caption=f"{rows[0].data}. Each column starts from the source model.",
+        box=box.SIMPLE_HEAD,
+    )
+    out.add_column("model", no_wrap=True)
+    out.add_column("method", no_wrap=True)
+    for shift in [*shifts, MEAN, "s"]:
+        out.add_column(shift.replace(" ", "\n"), justify="right", no_wrap=True)
+    previous = ""
     for (model, method), line in errors.items():
-        if previous not in (None, model):
+        rivals = [other for (m, _), other in errors.items() if m == model]
+        cells = [
+            _cell(line[shift], min(other[shift] for other in rivals)) for shift in [*shifts, MEAN]
+        ]
+        if previous and model != previous:
             out.add_section()
-        cells = []
-        for column in [*shifts, "mean"]:
-            best = min(other[column] for (m, _), other in errors.items() if m == model)
-            text = f"{line[column]:.2f}"
-            cells.append(f"[bold]{text}[/bold]" if line[column] == best else text)
-        out.add_row(
-            "" if model == previous else model, method, *cells, f"{seconds[model, method]:.1f}"
-        )
+        shown = "" if model == previous else model
+        out.add_row(shown, method, *cells, f"{seconds[model, method]:.1f}")
         previous = model
     return out
+
+
+def _cell(error: float, lowest: float) -> str:
+    return f"[bold]{error:.2f}[/bold]" if error == lowest else f"{error:.2f}"
 
 
 def _shift(row: Row) -> str:

@@ -61,7 +61,7 @@ class Commands(click.Group):
         except (click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         # ImportError: an optional part is missing, and the error names the extra that brings it.
-        except (ValueError, OSError, RuntimeError, ImportError) as error:
+        except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
             if ctx.params["debug"]:
                 raise
             raise click.ClickException(_sentence(error)) from None

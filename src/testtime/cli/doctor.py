@@ -15,14 +15,9 @@ def command(model: str, data: str | None, batch_size: int) -> None:
     """
     from testtime.adaptation.doctor import doctor
     from testtime.bench import load_data
-    from testtime.models.load import call_factory, load_model
+    from testtime.models.load import load_with_inputs
 
-    network, x = None, None
-    if ":" in model and "." in model.partition(":")[0]:
-        made = call_factory(model)
-        network, x = made if isinstance(made, tuple) else (made, None)
-    else:
-        network = load_model(model)
+    network, x = load_with_inputs(model)
     if data:
         x = load_data(data).images[:batch_size]
     click.echo(str(doctor(network, x)))

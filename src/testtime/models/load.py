@@ -73,11 +73,17 @@ def call_factory(spec: str) -> Any:
 
 
 def load_model(spec: str) -> nn.Module:
-    """Return a model in eval mode by its specification.
+    """Return a model in eval mode by its specification; see :func:`load_with_inputs`."""
+    return load_with_inputs(spec)[0]
+
+
+def load_with_inputs(spec: str) -> tuple[nn.Module, Any]:
+    """Return a model in eval mode by its specification, and the inputs that came with it, if any.
 
     Args:
         spec: ``resnet20:FILE``, ``resnet56:FILE`` or ``resnet26gn:FILE`` (published CIFAR-10
-            networks, from images in [0, 1]), or ``package.module:factory``.
+            networks, from images in [0, 1]), or ``package.module:factory``; a factory takes no
+            arguments and returns a model, or a model and inputs.
 
     Raises:
         ValueError, FileNotFoundError: what was wrong, and what would do.
@@ -88,13 +94,14 @@ def load_model(spec: str) -> nn.Module:
             f"The model '{spec}' has no ':'. Write NETWORK:FILE with one of "
             f"{', '.join(CHECKPOINTS)}, or package.module:factory."
         )
-    if kind in CHECKPOINTS:
-        return load_checkpoint(kind, rest)
-    if "." not in kind and suggest(kind, CHECKPOINTS):
-        return load_checkpoint(kind, rest)
-    model = call_factory(spec)
+    mistyped = "." not in kind and suggest(kind, CHECKPOINTS)
+    if kind in CHECKPOINTS or mistyped:
+        return load_checkpoint(kind, rest), None
+    made = call_factory(spec)
+    model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise ValueError(
-            f"'{spec}' returned {type(model).__name__}, not a torch.nn.Module. Return the model."
+            f"'{spec}' returned {type(model).__name__}, not a torch.nn.Module. Return the "
+            "model, or the model and inputs for it."
         )
-    return model.eval()
+    return model.eval(), inputs

@@ -97,13 +97,13 @@ class BNAdapt(Method):
     def loss(self, net: Net, x: Tensor, memory: Tensors, draw: Draw) -> Objective:
         """Return the logits; moving averages move first, in a forward whose answer is dropped."""
         if self.variant == "moving":
-            net.train(*batch_norms(net.module, self.layers))(x)
+            net.train(batch_norms(net.module, self.layers))(x)
         return Objective(logits=self.predict(net, x, memory))
 
     def predict(self, net: Net, x: Tensor, memory: Tensors) -> Tensor:
         """Return the logits under the variant's statistics."""
         if self.variant == "batch":
-            return net.train(*batch_norms(net.module, self.layers))(x)
+            return net.train(batch_norms(net.module, self.layers))(x)
         return net(x)
 
     def _mixed(

@@ -69,6 +69,6 @@ class Tent(Method):
         logits = self.predict(net, x, memory)
         return Objective(loss=entropy(logits).mean(), logits=logits)
 
-    def predict(self, net: Net, x: Tensor, memory: Tensors) -> Tensor:
-        """Return the logits, under the same modes as the loss."""
-        return (net.train() if self.train else net)(x)
+    def answering(self, net: Net, memory: Tensors) -> Net:
+        """Return the network in the modes that it adapts in."""
+        return net.train() if self.train else net

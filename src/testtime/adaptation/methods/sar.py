@@ -1,0 +1,140 @@
+"""SAR: sharpness-aware and reliable entropy minimization, for batches as they come.
+
+Paper: Niu, Wu, Zhang, Wen, Chen, Zhao, Tan, ICLR 2023, arXiv 2302.12400.
+Code that was recorded: mr-eggplant/SAR.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from testtime.adaptation import select
+from testtime.adaptation.batchnorm import use_batch_statistics
+from testtime.adaptation.core import Draw, Method, Net, Objective, Settled
+from testtime.adaptation.objectives import entropy
+from testtime.adaptation.optim import SGD, Adam, Tensors
+
+
+@dataclass(frozen=True)
+class SAR(Method):
+    """Descend the entropy of reliable predictions at the sharpest point near the present weights.
+
+    With ``H_i(t)`` the entropy of prediction ``i`` under scales and shifts ``t``, ``E0`` a share of
+    ``ln C``, and ``<>`` the mean over reliable predictions (equations 2 to 4)::
+
+        R1 = {i: H_i(t) < E0}          g = grad <H(t)>_R1          s = t + rho * g / |g|
+        R2 = {i in R1: H_i(s) < E0}    t descends grad <H(s)>_R2
+
+    State: the optimiser's, and the moving average ``e = 0.9 e + 0.1 <H(s)>_R2``; where it is below
+    ``recovery`` the weights go back to the source's. The answer is from ``t``, before the update.
+    A batch without reliable predictions has gradient zero; momentum goes on.
+
+    Fails with BatchNorm in small batches, with few reliable predictions (slow), and with few
+    classes: ``recovery`` is not a share of ``ln C``, so easy data recover all the time.
+
+    Changed from the official code: dropout and the like stay off, every kind of norm layer adapts,
+    ``e`` starts afresh after a recovery (as the paper has it), a reset clears the momentum. Preset
+    ``official``: none of this; ``paper``: that, but ``e`` starts afresh; ``vit``: the rate for
+    vision transformers, batches of 64. Below that (ResNet: below 32) scale it with the batch.
+
+    Args:
+        margin: ``E0`` as a share of ``ln C``.
+        rho: how far the sharpest point is.
+        recovery: the moving average of the loss that is too low.
+        layers: the kinds of layers whose scales and shifts adapt.
+        fixed: but not those of modules in whose name this regular expression is found (the last
+            stage of a ResNet, the last blocks of a ViT-B and its last norm).
+        train: run the whole network in train mode, dropout included.
+        average_survives: ``e`` stays as it is after a recovery, so that recoveries repeat.
+    """
+
+    optimizer: SGD | Adam | None = SGD(lr=0.00025, momentum=0.9)
+    margin: float = 0.4
+    rho: float = 0.05
+    recovery: float = 0.2
+    layers: tuple[type[nn.Module], ...] = select.NORMS
+    fixed: str = r"layer4|blocks\.9|blocks\.1[01]|norm\.|^norm$"
+    train: bool = False
+    average_survives: bool = False
+
+    adapts = "the scales and shifts of normalisation layers below the last stage"
+    cost = (2, 2)
+    presets = {  # noqa: RUF012
+        "official": {
+            "layers": (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm),
+            "train": True,
+            "average_survives": True,
+            "survives": ("slots",),
+        },
+        "paper": {
+            "layers": (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm),
+            "train": True,
+            "survives": ("slots",),
+        },
+        "vit": {"optimizer": SGD(lr=0.001, momentum=0.9)},
+    }
+
+    def configure(self, module: nn.Module) -> nn.Module:
+        """Make BatchNorm layers normalise with the batch, in train and in eval mode."""
+        use_batch_statistics(module, self.layers)
+        return module
+
+    def select(self, module: nn.Module) -> list[str]:
+        """Return the scales and shifts of the norm layers that are not fixed."""
+        names = select.norm_affine(module, self.layers)
+        return [name for name in names if not re.search(self.fixed, name.rpartition(".")[0])]
+
+    def begin(self, net: Net, x: Tensor, draw: Draw) -> Tensors:
+        """Return the moving average, and whether there is one yet."""
+        average = torch.zeros((), device=x.device)
+        return {"average": average, "has_average": average.bool()}
+
+    def loss(self, net: Net, x: Tensor, memory: Tensors, draw: Draw) -> Objective:
+        """Return the mean entropy at the sharpest point, and the logits of the present one."""
+
+        def here(net: Net) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            logits = self.predict(net, x, memory)
+            entropies = entropy(logits)
+            reliable = entropies < self.margin * math.log(logits.shape[1])
+            return _mean(entropies, reliable), (logits, reliable)
+
+        gradient, (logits, reliable) = net.gradient(here)
+        norm = torch.stack([g.norm() for g in gradient.values()]).norm()
+        scale = self.rho / (norm + 1e-12)
+        sharpest = net.at({k: w + scale * gradient[k] for k, w in net.weights.items()})
+
+        entropies = entropy(self.predict(sharpest, x, memory))
+        still = reliable & (entropies < self.margin * math.log(logits.shape[1]))
+        loss = _mean(entropies, still)
+
+        moved = torch.where(memory["has_average"], 0.9 * memory["average"] + 0.1 * loss, loss)
+        return Objective(
+            loss=loss,
+            logits=logits,
+            memory={
+                "average": torch.where(still.any(), moved, memory["average"]),
+                "has_average": memory["has_average"] | still.any(),
+            },
+            notes={"reliable": reliable, "still_reliable": still, "entropy": entropies},
+        )
+
+    def settle(self, net: Net, memory: Tensors, draw: Draw) -> Settled:
+        """Return the source's weights where the moving average is too low."""
+        recover = memory["has_average"] & (memory["average"] < self.recovery)
+        start = net.start
+        changing = net.weights | net.buffers
+        back = {k: torch.where(recover, start[k], v) for k, v in changing.items()}
+        afresh = {} if self.average_survives else {"has_average": memory["has_average"] & ~recover}
+        return Settled(back, afresh, notes={"recovered": recover})
+
+    def answering(self, net: Net, memory: Tensors) -> Net:
+        """Return the network in the modes that it adapts in."""
+        return net.train() if self.train else net
+
+
+def _mean(values: Tensor, where: Tensor) -> Tensor:
+    """Return the mean of the values that hold, and zero where none does."""
+    return (values * where).sum() / where.sum().clamp(min=1)

@@ -1,0 +1,168 @@
+"""Augmented views of images: what is drawn, apart from what is done with it.
+
+The chain of CoTTA and RoTTA (2203.13591, section 3.2): colours in a random order, a small affine
+map, a slight blur, a flip, faint noise. One draw serves a whole batch.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from testtime.adaptation.calls import describe
+
+# brightness, contrast, saturation, hue, gamma
+_LOW = (0.6, 0.7, 0.5, -0.06, 0.7)
+_HIGH = (1.4, 1.3, 1.5, 0.06, 1.3)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one view.
+
+    Args:
+        order: in which the colour operations run: 0 to 4 are brightness, contrast, saturation, hue
+            and gamma. On the host, for it says what runs.
+        factors: theirs, in that numbering ``[5]``.
+        affine: degrees, pixels to the right and down, scale ``[4]``.
+        sigma: of the blur, in pixels.
+        flip: left and right swapped?
+        noise: what is added ``[B, C, H, W]``.
+    """
+
+    order: list[int]
+    factors: Tensor
+    affine: Tensor
+    sigma: Tensor
+    flip: Tensor
+    noise: Tensor
+
+
+def require_images(x: Tensor, method: str) -> None:
+    """Refuse inputs that the chain cannot work on.
+
+    Raises:
+        ValueError: they are not floating images ``[B, 3, H, W]``.
+    """
+    if x.dim() != 4 or x.shape[1] != 3 or not x.is_floating_point():
+        raise ValueError(
+            f"{method} augments colour images [B, 3, H, W], but the input is {describe(x)}. "
+            "Use a method without augmentations for such data."
+        )
+
+
+def draws(x: Tensor, order: list[int], generator: torch.Generator) -> Draws:
+    """Draw the other numbers of one view of images like ``x``, on its device and in float32."""
+    device = x.device
+
+    def uniform(low: list[float], high: list[float]) -> Tensor:
+        bounds = torch.tensor([low, high], dtype=torch.float32, device=device)
+        share = torch.rand(len(low), generator=generator, dtype=torch.float32, device=device)
+        return bounds[0] + (bounds[1] - bounds[0]) * share
+
+    factors = uniform(list(_LOW), list(_HIGH))
+    # Up to 1/16 of the padded size, which is twice the image's.
+    across, down = (2 * size / 16 for size in (x.shape[-1], x.shape[-2]))
+    affine = uniform([-15.0, -across, -down, 0.9], [15.0, across, down, 1.1])
+    affine[1:3] = affine[1:3].round()
+    sigma, flip = uniform([0.001, 0.0], [0.5, 1.0])
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float32, device=device)
+    return Draws(order, factors, affine, sigma, flip < 0.5, 0.005 * noise)
+
+
+def view(x: Tensor, drawn: Draws) -> Tensor:
+    """Return one view of images ``[B, 3, H, W]`` in [0, 1]; same shape, dtype and range."""
+    x = x.clamp(0, 1)
+    factors = drawn.factors.to(x.dtype)
+    operations = (_brightness, _contrast, _saturation, _hue, _gamma)
+    for operation in drawn.order:
+        x = operations[operation](x, factors[operation])
+    height, width = x.shape[-2:]
+    padded = F.pad(x, (width // 2, width // 2, height // 2, height // 2), mode="replicate")
+    x = _blur(_affine(padded, drawn.affine.to(x.dtype)), drawn.sigma.to(x.dtype))
+    x = x[..., height // 2 : height // 2 + height, width // 2 : width // 2 + width]
+    x = torch.where(drawn.flip, x.flip(-1), x)
+    return (x + drawn.noise.to(x.dtype)).clamp(0, 1)
+
+
+def many(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return ``[count, B, 3, H, W]``: so many views, each with a draw for the whole batch."""
+    shares = torch.rand(count, 5, generator=generator, device=x.device)
+    orders = shares.argsort(1).tolist()  # one look from the host for all views
+    return torch.stack([view(x, draws(x, order, generator)) for order in orders])
+
+
+def _gray(x: Tensor) -> Tensor:
+    red, green, blue = x.unbind(1)
+    return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
+
+
+def _blend(x: Tensor, other: Tensor, f: Tensor) -> Tensor:
+    return (f * x + (1 - f) * other).clamp(0, 1)
+
+
+def _brightness(x: Tensor, f: Tensor) -> Tensor:
+    return (f * x).clamp(0, 1)
+
+
+def _contrast(x: Tensor, f: Tensor) -> Tensor:
+    return _blend(x, _gray(x).mean((-3, -2, -1), keepdim=True), f)
+
+
+def _saturation(x: Tensor, f: Tensor) -> Tensor:
+    return _blend(x, _gray(x), f)
+
+
+def _gamma(x: Tensor, f: Tensor) -> Tensor:
+    return (x.clamp(1e-8, 1) ** f).clamp(0, 1)
+
+
+def _hue(x: Tensor, f: Tensor) -> Tensor:
+    """Turn the hue by ``f`` turns, in float32 whatever the images are, as torchvision does."""
+    red, green, blue = x.float().unbind(1)
+    high, low = x.float().amax(1), x.float().amin(1)
+    gray = high == low
+    span = high - low
+    saturation = span / torch.where(gray, 1, high)
+    divisor = torch.where(gray, 1, span)
+    r, g, b = ((high - c) / divisor for c in (red, green, blue))
+    hue = torch.where(high == red, b - g, torch.where(high == green, 2 + r - b, 4 + g - r))
+    hue = ((hue / 6 + 1).fmod(1) + f.float()).remainder(1)
+    sector = (6 * hue).floor()
+    rest = 6 * hue - sector
+    v = high
+    p = (v * (1 - saturation)).clamp(0, 1)
+    q = (v * (1 - saturation * rest)).clamp(0, 1)
+    w = (v * (1 - saturation * (1 - rest))).clamp(0, 1)
+    sector = sector.long() % 6
+    rows = ((v, q, p, p, w, v), (w, v, v, q, p, p), (p, p, w, v, v, q))
+    turned = [torch.stack(row).gather(0, sector.unsqueeze(0)).squeeze(0) for row in rows]
+    return torch.stack(turned, 1).to(x.dtype)
+
+
+def _affine(x: Tensor, affine: Tensor) -> Tensor:
+    angle, right, down, scale = affine.unbind()
+    angle = angle * (math.pi / 180)
+    cos, sin = angle.cos() / scale, angle.sin() / scale
+    height, width = x.shape[-2:]
+    # grid_sample counts in half sizes from the centre.
+    v, u = torch.meshgrid(
+        torch.arange(height, dtype=x.dtype, device=x.device) - (height - 1) / 2 - down,
+        torch.arange(width, dtype=x.dtype, device=x.device) - (width - 1) / 2 - right,
+        indexing="ij",
+    )
+    grid = torch.stack([(cos * u + sin * v) * 2 / width, (cos * v - sin * u) * 2 / height], -1)
+    return F.grid_sample(
+        x, grid.expand(x.shape[0], -1, -1, -1), mode="bilinear", align_corners=False
+    )
+
+
+def _blur(x: Tensor, sigma: Tensor) -> Tensor:
+    taps = torch.arange(-2, 3, dtype=x.dtype, device=x.device)
+    kernel = (-taps.square() / (2 * sigma.square())).exp()
+    kernel = kernel / kernel.sum()
+    channels = x.shape[1]
+    plane = (kernel[:, None] * kernel).expand(channels, 1, 5, 5)
+    return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), plane, groups=channels)

@@ -1,0 +1,1 @@
+"""Replays recordings of the authors' code against this library: ``python -m tests.parity FILE``."""

@@ -1,0 +1,51 @@
+"""Build the network that a recording describes."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from tests import operators  # noqa: F401 - before anything imports timm
+from tests.parity.recording import Recording, Unreplayable
+
+# Published networks that are built here, by the name that recordings give them.
+BUILDERS: dict[str, Callable[..., nn.Module]] = {}
+
+
+def build(recording: Recording) -> nn.Module:
+    """Return the network of a recording with its recorded weights, in eval mode.
+
+    Raises:
+        Unreplayable: its description, or one of its parts, is not known.
+    """
+    try:
+        network = _make(recording.network)
+        names = recording.under("init")
+        network.load_state_dict({name: recording[f"init/{name}"] for name in names})
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise Unreplayable(f"its network cannot be built ({error})") from error
+    return network.eval()
+
+
+def _make(description: dict[str, Any]) -> nn.Module:
+    if "sequential" in description:
+        layers = description["sequential"]
+        return nn.Sequential(*(getattr(nn, kind)(*args, **kwargs) for kind, args, kwargs in layers))
+    if "timm" in description:
+        return _make_timm(description["timm"], description.get("kwargs", {}))
+    name = description.get("builder")
+    if name not in BUILDERS:
+        raise Unreplayable(f"its network is of a kind that is not known: {description}")
+    return BUILDERS[name](**description.get("args", {}))
+
+
+def _make_timm(name: str, kwargs: dict[str, Any]) -> nn.Module:
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError as error:
+        raise Unreplayable(f"its network needs timm, which is not installed ({error})") from error
+    network: nn.Module = timm.create_model(name, **kwargs)
+    # Recorded inputs are random numbers, so what the model says about its images does not hold.
+    vars(network).update(pretrained_cfg={}, default_cfg={})
+    return network

@@ -1,0 +1,28 @@
+"""The optimiser that a recording's hyper-parameters describe."""
+
+from torch import Tensor
+
+from tests.parity.recording import Config, Unreplayable
+from testtime.adaptation.core import State
+from testtime.adaptation.optim import SGD, Adam
+
+
+def optimizer(config: Config) -> SGD | Adam:
+    """Return the optimiser; what is not in the config has PyTorch's default."""
+    name, lr, decay = config.get("optimizer"), config.get("lr"), config.get("weight_decay", 0.0)
+    if name == "Adam":
+        return Adam(lr, tuple(config.get("betas", (0.9, 0.999))), config.get("eps", 1e-8), decay)
+    if name != "SGD":
+        raise Unreplayable(f"its optimiser {name!r} is not known")
+    if dampening := config.get("dampening", 0.0):
+        raise Unreplayable(f"its SGD has a dampening of {dampening}, which the library lacks")
+    return SGD(lr, config.get("momentum", 0.0), config.get("nesterov", False), decay)
+
+
+def slots(state: State) -> dict[str, Tensor]:
+    """Return the optimiser's state as recordings name it: ``optim.<parameter>.<slot>``."""
+    return {
+        f"optim.{name}.{slot}": tensor
+        for slot, held in state.slots.items()
+        for name, tensor in held.items()
+    }
