@@ -378,6 +378,7 @@ class Learner:
         rows = call.batched()
         built: list[tuple[Any, int]] = []
         kinds: list[type[_Found]] = []
+        output = self.output
 
         def one(weights: Tensors, memory: Tensors, rows: dict[Any, Tensor]) -> dict[str, Any]:
             self.call = call.put({k: row.unsqueeze(0) for k, row in rows.items()})
@@ -388,8 +389,10 @@ class Learner:
             leaves: list[Tensor] = []
             if self.output is not None and self.output[0] is not self.output[1]:
                 tree(leaves.append, self.output[0])
-                place = [leaf is self.output[1] for leaf in leaves].index(True)
-                built.append((self.output[0], place))
+                places = [k for k, leaf in enumerate(leaves) if leaf is self.output[1]]
+                # Logits that a function computed are not in the output, and are the whole answer.
+                leaves = leaves if places else []
+                built.extend((self.output[0], place) for place in places[:1])
             parts["leaves"] = dict(enumerate(leaves))
             return {k: v for k, v in parts.items() if v is not None}
 
@@ -397,7 +400,8 @@ class Learner:
             with _math_attention():
                 parts = vmap(one, randomness="same")(weights, work.memory, rows)
         finally:
-            self.call, self.output = call, None
+            # What ran no forward, such as settle(), leaves the output of the last one.
+            self.call, self.output = call, output
         leaves = parts.pop("leaves")
         if built:
             flat = [leaf.flatten(0, 1) if leaf.dim() > 1 else leaf for leaf in leaves.values()]
