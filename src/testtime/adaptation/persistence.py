@@ -19,13 +19,13 @@ from testtime.adaptation.learner import Learner
 from testtime.adaptation.optim import Tensors
 
 FORMAT = 1
+# The start's weights are the model's, which is fingerprinted, and its slots are zeros.
+_KEPT = ("buffers.", "memory.", "generator")
 
 
 def pack(learner: Learner) -> Tensors:
     """Return everything that is needed to go on elsewhere, and whose it is."""
-    # The start's weights are the model's, which is fingerprinted, and its slots are zeros.
-    kept = ("buffers.", "memory.", "generator")
-    start = {k: t for k, t in learner.start.tensors().items() if k.startswith(kept)}
+    start = {k: t for k, t in learner.start.tensors().items() if k.startswith(_KEPT)}
     identity = {
         "format": FORMAT,
         "batch": learner.state.batch,
@@ -47,12 +47,13 @@ def unpack(learner: Learner, packed: Mapping[str, Any]) -> None:
     Raises:
         ValueError: it does not; the message names what differs, and nothing has changed.
     """
-    if "identity" not in packed:
+    try:
+        identity = json.loads(bytes(packed["identity"].tolist()).decode())
+    except (KeyError, ValueError) as error:
         raise ValueError(
             f"This is no state of an adapted model (it holds {sorted(packed)[:3]} ...). "
             "Load what Adapted.save() or Adapted.state_dict() gave."
-        )
-    identity = json.loads(bytes(packed["identity"].tolist()).decode())
+        ) from error
     _compare(learner, identity)
     memory = {
         place: {
@@ -62,13 +63,19 @@ def unpack(learner: Learner, packed: Mapping[str, Any]) -> None:
         }
         for place in ("state", "start")
     }
-    held = {f"state.{k}": t for k, t in learner.state.tensors().items() if ".memory." not in k}
-    wrong = [k for k, t in held.items() if k not in packed or packed[k].shape != t.shape]
-    wrong = [k for k in wrong if not k.startswith("state.memory.")]
+    held = {f"state.{k}": t for k, t in learner.state.tensors().items()}
+    held |= {f"start.{k}": t for k, t in learner.start.tensors().items() if k.startswith(_KEPT)}
+    held = {k: t for k, t in held.items() if ".memory." not in k}
+    wrong = [
+        k
+        for k, t in held.items()
+        if k not in packed or (packed[k].shape, packed[k].dtype) != (t.shape, t.dtype)
+    ]
+    wrong += sorted(f"start.memory.{k}" for k in memory["state"].keys() ^ memory["start"].keys())
     if wrong:
         raise ValueError(
             f"The state does not fit this adapted model: '{wrong[0]}' is missing or of another "
-            "shape. Build the model and the method as they were when it was saved."
+            "shape or dtype. Build the model and the method as they were when it was saved."
         )
     learner.begun = bool(identity["begun"])
     learner.constants = {
