@@ -28,3 +28,24 @@ def test_looking_begins_nothing():
     expected = model(batches[0]).mean(0)
     noise = torch.randn((), generator=torch.Generator().manual_seed(0))
     assert torch.allclose(adapted.learner.state.memory["first"], expected + noise)
+
+
+@dataclass(frozen=True)
+class Remembering(tt.Method):
+    def begin(self, net, x, draw):
+        return {"mean": torch.zeros(5)}
+
+    def loss(self, net, x, memory, draw):
+        logits = net(x)
+        return tt.Objective(logits=logits, memory={"mean": logits.mean(0)})
+
+
+def test_a_loaded_state_stays_as_it_was():
+    model, batches = tiny("batchnorm2d")
+    adapted = tt.adapt(model, Remembering())
+    adapted(batches[0])
+    state = adapted.state_dict()
+    before = {k: t.clone() for k, t in state.items()}
+    adapted.load_state_dict(state)
+    adapted(batches[1])
+    assert all(torch.equal(t, before[k]) for k, t in state.items())

@@ -57,7 +57,7 @@ def unpack(learner: Learner, packed: Mapping[str, Any]) -> None:
     _compare(learner, identity)
     memory = {
         place: {
-            k.removeprefix(f"{place}.memory."): t.to(learner.device)
+            k.removeprefix(f"{place}.memory."): t.to(learner.device, copy=True)
             for k, t in packed.items()
             if k.startswith(f"{place}.memory.")
         }
@@ -79,13 +79,13 @@ def unpack(learner: Learner, packed: Mapping[str, Any]) -> None:
         )
     learner.begun = bool(identity["begun"])
     learner.constants = {
-        k.removeprefix("constants."): t.to(learner.device)
+        k.removeprefix("constants."): t.to(learner.device, copy=True)
         for k, t in packed.items()
         if k.startswith("constants.")
     }
     learner.state.memory, learner.start.memory = memory["state"], memory["start"]
     learner.start.buffers = {
-        k: packed[f"start.buffers.{k}"].to(learner.device) for k in learner.start.buffers
+        k: packed[f"start.buffers.{k}"].to(learner.device, copy=True) for k in learner.start.buffers
     }
     for path, tensor in learner.state.tensors().items():
         if path != "generator":
