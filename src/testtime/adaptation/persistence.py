@@ -98,10 +98,10 @@ def unpack(learner: Learner, packed: Mapping[str, Any]) -> None:
 
 def save(packed: Tensors, path: str | PathLike[str]) -> None:
     """Write tensors to a file, whole or not at all."""
-    target = Path(path)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
+    target, name = Path(path), ""
     try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        os.close(handle)
         save_file({k: t.contiguous() for k, t in packed.items()}, name)
         os.replace(name, target)
     except (OSError, SafetensorError) as error:
@@ -110,7 +110,8 @@ def save(packed: Tensors, path: str | PathLike[str]) -> None:
             "What was there before is unchanged; free some space or choose another folder."
         ) from error
     finally:
-        Path(name).unlink(missing_ok=True)
+        if name:
+            Path(name).unlink(missing_ok=True)
 
 
 def load(path: str | PathLike[str]) -> Tensors:
