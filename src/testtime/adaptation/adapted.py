@@ -433,6 +433,10 @@ def adapt(
     method = find(method)
     if episodic not in (False, "batch", "sample"):
         raise ValueError(f"episodic={episodic!r} is not known: use False, 'batch' or 'sample'.")
+    if reset_every is not None and (reset_every < 1 or int(reset_every) != reset_every):
+        raise ValueError(
+            f"reset_every={reset_every}: it must be a whole number of batches, at least 1."
+        )
     if many not in ("auto", "vmap", "loop"):
         raise ValueError(f"many={many!r} is not known: use 'auto', 'vmap' or 'loop'.")
     if method.needs_source and source is None:
