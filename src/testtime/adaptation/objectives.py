@@ -11,5 +11,14 @@ def entropy(logits: Tensor) -> Tensor:
 
     Returns:
         ``[B]``, or dense ``[B, ...]``; the dtype of ``logits``. TENT, equation 1.
+
+    Raises:
+        ValueError: there is one class alone, whose entropy is always zero.
     """
+    if logits.shape[1] < 2:
+        raise ValueError(
+            f"The logits have one class alone (shape {list(logits.shape)}), whose entropy is always "
+            "zero, so that nothing adapts. Give a logit to each of two classes, such as "
+            "torch.cat([z, -z], 1) / 2 for the logit z of a sigmoid."
+        )
     return -(logits.softmax(1) * logits.log_softmax(1)).sum(1)
