@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adaptation import persistence
-from testtime.adaptation.calls import Call, Where, put_logits
+from testtime.adaptation.calls import Call, Where, describe, put_logits
 from testtime.adaptation.checks import check_call, check_values
 from testtime.adaptation.copy import shared_tensors, unwrap
 from testtime.adaptation.core import Method, State
@@ -298,7 +298,11 @@ class Adapted(nn.Module):
             check_call(call, self.module, self.method.smallest_batch, type(self.method).__name__)
             self._check_shared()
             stack.enter_context(self._left_alone())
-            yield call.put({k: _normal(v) for k, v in call.batched().items()})
+            try:
+                yield call.put({k: _normal(v) for k, v in call.batched().items()})
+            except RuntimeError as error:  # the model's own: which shapes it takes, only it knows
+                error.add_note(f"The input was {describe(call.x)}. Nothing has changed.")
+                raise
 
     @contextlib.contextmanager
     def _left_alone(self) -> Iterator[None]:
