@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from tests.parity.recording import Config, Unreplayable
-from testtime.adaptation.core import State
+from testtime.adaptation.state import State
 from testtime.adaptation.optim import SGD, Adam
 
 

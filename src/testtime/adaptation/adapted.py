@@ -14,11 +14,12 @@ from testtime.adaptation import persistence
 from testtime.adaptation.calls import Call, Where, put_logits
 from testtime.adaptation.checks import check_call, check_values
 from testtime.adaptation.copy import shared_tensors, unwrap
-from testtime.adaptation.core import Method, State
+from testtime.adaptation.core import Method
 from testtime.adaptation.export import Exported, export
 from testtime.adaptation.learner import Learner
 from testtime.adaptation.methods import find
 from testtime.adaptation.preprocessing import Preprocessing, declared
+from testtime.adaptation.state import State
 
 CHUNK = 16  # samples adapted at once: on two cores more gain nothing and cost memory
 

@@ -145,6 +145,9 @@ def check_method(
         options: of :func:`adapt`, such as ``source`` or ``logits``.
 
     Example:
+        >>> import testtime as tt
+        >>> model, images, labels = tt.demo.load()
+        >>> batches = list(images[:24].split(8))
         >>> all(result.passed for result in tt.check_method(tt.Tent(), model, batches))
         True
     """

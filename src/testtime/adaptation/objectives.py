@@ -13,3 +13,8 @@ def entropy(logits: Tensor) -> Tensor:
         ``[B]``, or dense ``[B, ...]``; the dtype of ``logits``. TENT, equation 1.
     """
     return -(logits.softmax(1) * logits.log_softmax(1)).sum(1)
+
+
+def mean_where(values: Tensor, where: Tensor) -> Tensor:
+    """Return the mean of the values where the boolean mask holds; zero where it holds nowhere."""
+    return (values * where).sum() / where.sum().clamp(min=1)
