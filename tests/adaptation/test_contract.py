@@ -96,7 +96,7 @@ class WritesTheState(Good):
 
     def step(self, learner, x):
         for weight in learner.state.weights.values():
-            weight.add_(0.01)
+            weight.data.add_(0.01)
         return learner.default_step(x)
 
 

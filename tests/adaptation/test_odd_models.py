@@ -87,6 +87,12 @@ class NewSpectralNorm(Wrapped):
         parametrizations.spectral_norm(self.net[3])
 
 
+class OldSpectralNorm(Wrapped):
+    def __init__(self):
+        super().__init__()
+        nn.utils.spectral_norm(self.net[3])
+
+
 class Referring(Wrapped):
     """Modules that hold references to one another, the parent among them."""
 
@@ -212,10 +218,8 @@ def compiled():
     return torch.compile(conv(), backend="aot_eager")
 
 
-def timm_model():
-    import timm
-
-    return timm.create_model("resnet10t", num_classes=5)
+def compiled_within():
+    return nn.Sequential(compiled())
 
 
 WORKING = [
@@ -225,6 +229,7 @@ WORKING = [
     MovingBuffer,
     NewWeightNorm,
     NewSpectralNorm,
+    OldSpectralNorm,
     Referring,
     PlainTensor,
     Detached,
@@ -237,6 +242,7 @@ WORKING = [
     Recurrent,
     in_inference_mode,
     compiled,
+    compiled_within,
 ]
 
 
@@ -246,9 +252,129 @@ def built(factory):
         return factory()
 
 
+@pytest.mark.filterwarnings("ignore:.*(weight_norm|spectral_norm|TorchScript|jit).*")
 @pytest.mark.parametrize("factory", WORKING, ids=lambda factory: factory.__name__)
 def test_works(factory):
     results = tt.check_method("tent", built(factory), [x.clone() for x in IMAGES])
     broken = [str(result) for result in results if not result.passed]
     assert not broken, "\n".join(broken)
     assert all(result.applies for result in results), results[2].detail
+
+
+@pytest.mark.parametrize(("name", "size"), [("test_resnet", 64), ("test_vit", 160)])
+def test_a_timm_network(name, size):
+    import timm
+
+    model = built(lambda: timm.create_model(name, num_classes=5))
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.rand(3, 3, size, size, generator=generator) * 2 - 1 for _ in range(2)]
+    results = tt.check_method("tent", model, batches)
+    assert all(r.passed and r.applies for r in results), "\n".join(map(str, results))
+
+
+# What cannot work is refused, and the user's model stays as it was.
+
+
+class OldWeightNorm(Wrapped):
+    def __init__(self):
+        super().__init__()
+        nn.utils.weight_norm(self.net[3])
+
+
+class CachedProduct(Wrapped):
+    def __init__(self):
+        super().__init__()
+        self.product = self.net[8].weight * 2
+
+    def forward(self, x):
+        return F.linear(self.net[:8](x), self.product)
+
+
+class ListedWeights(nn.Module):
+    """Reads its scales from a list, not from the registered parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 5)
+        self.listed = [self.norm.weight, self.norm.bias]
+
+    def forward(self, x):
+        x = F.layer_norm(x.mean(1), (8,))
+        return self.head((x * self.listed[0] + self.listed[1]).mean(1))
+
+
+class OwnForward(Wrapped):
+    """Its forward is a closure over itself, so that a copy runs the original."""
+
+    def __init__(self):
+        super().__init__()
+        self.forward = lambda x: self.net(x)
+
+
+class Reaching(Wrapped):
+    """A hook that reaches the original's BatchNorm layer, left in train mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = nn.BatchNorm2d(8)
+        self.net[5].register_forward_hook(lambda layer, args, output: self.other(output))
+
+
+def lazy():
+    return nn.Sequential(nn.LazyConv2d(8, 3), nn.BatchNorm2d(8))
+
+
+def scripted():
+    return torch.jit.script(nn.Sequential(nn.LayerNorm(8), nn.Flatten(), nn.Linear(192, 5)))
+
+
+def traced():
+    return torch.jit.trace(conv().eval(), IMAGES[0])
+
+
+def parallel():
+    return nn.DataParallel(conv())
+
+
+def distributed():
+    model = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
+    nn.Module.__init__(model)
+    return model
+
+
+def compiled_parallel():
+    return torch.compile(nn.DataParallel(conv()), backend="aot_eager")
+
+
+def parallel_within():
+    return nn.Sequential(nn.DataParallel(conv()))
+
+
+@pytest.mark.filterwarnings("ignore:.*(weight_norm|TorchScript|jit|do not influence).*")
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [
+        (OldWeightNorm, ("computed tensors", "net.3.weight")),
+        (CachedProduct, ("product", "buffers")),
+        (ListedWeights, ("influences this model's answer", "registered parameters")),
+        (OwnForward, ("influences this model's answer",)),
+        (Reaching, ("other.running_mean", "closure")),
+        (lazy, ("0.weight", "lazy module")),
+        (scripted, ("ScriptModule",)),
+        (traced, ("ScriptModule",)),
+        (parallel, ("DataParallel", "model.module")),
+        (distributed, ("DistributedDataParallel", "model.module")),
+        (compiled_parallel, ("DataParallel", "model.module")),
+        (parallel_within, ("'0' in the model", "DataParallel")),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_refused(factory, words):
+    model = built(factory)
+    before = {} if factory is lazy else {k: t.clone() for k, t in model.state_dict().items()}
+    with pytest.raises((TypeError, ValueError, RuntimeError)) as caught:
+        tt.adapt(model, "tent")(IMAGES[0])
+    for word in words:
+        assert word in str(caught.value)
+    for name, tensor in before.items():
+        assert torch.equal(tensor, model.state_dict()[name]), name

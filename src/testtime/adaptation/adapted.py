@@ -117,6 +117,7 @@ class Adapted(nn.Module):
         self.reset_every = method.reset_every if reset_every is None else reset_every
         self._given, self._own = preprocessing, declared(model)
         self._shared = [(k, p, p._version) for k, p in shared_tensors(model).items()]
+        self._theirs = dict(model.named_buffers())
         self.learner = Learner(
             model,
             method,
@@ -297,7 +298,32 @@ class Adapted(nn.Module):
                 stack.enter_context(torch.autocast(device, dtype=dtype, cache_enabled=False))
             check_call(call, self.module, self.method.smallest_batch, type(self.method).__name__)
             self._check_shared()
+            stack.enter_context(self._left_alone())
             yield call.put({k: _normal(v) for k, v in call.batched().items()})
+
+    @contextlib.contextmanager
+    def _left_alone(self) -> Iterator[None]:
+        """Watch, at the first call, that the copy does not reach the user's own buffers."""
+        before = {k: b.clone() for k, b in self._theirs.items()}
+        try:
+            yield
+        finally:
+            # By value: batch normalisation moves its statistics without counting a change.
+            moved = [
+                k
+                for k, b in self._theirs.items()
+                if not torch.equal(b.nan_to_num(), before[k].nan_to_num())
+            ]
+            for name in moved:
+                self._theirs[name].copy_(before[name])
+        if moved:
+            self.learner.reset()
+            raise TypeError(
+                f"Running the private copy of the model moved '{moved[0]}' of your own model (put "
+                "back now): something in it, such as a closure in a hook, reaches the original. "
+                "Make it reach the module through its arguments or through self."
+            )
+        self._theirs = {}
 
     def _reset_if_due(self) -> None:
         batch = self.learner.state.batch

@@ -14,25 +14,35 @@ def unwrap(model: nn.Module) -> nn.Module:
     """Return the module inside a ``torch.compile`` wrapper, or the model itself.
 
     Raises:
-        TypeError: the model is no module, or a kind of module that cannot be copied.
+        TypeError: the model is no module, or there is a kind of module in it that cannot adapt.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"The model must be a torch.nn.Module, but {type(model).__name__} was given. "
             "Wrap your function in a module, or pass the module itself."
         )
-    if isinstance(model, _WRAPPERS):
-        raise TypeError(
-            f"The model is wrapped in {type(model).__name__}, whose replicas do not see what "
-            "adapts. Pass the module inside it (`model.module`), one adapted model a process."
-        )
+    inner = getattr(model, "_orig_mod", None)
+    if isinstance(inner, nn.Module):
+        return unwrap(inner)
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(
             "The model is a ScriptModule, whose forward cannot run under other weights. "
             "Pass the Python module that it was scripted from."
         )
-    inner = getattr(model, "_orig_mod", None)
-    return inner if isinstance(inner, nn.Module) else model
+    for name, part in model.named_modules():
+        if isinstance(part, _WRAPPERS):
+            raise TypeError(
+                f"{f'{name!r} in the' if name else 'The'} model is wrapped in "
+                f"{type(part).__name__}, whose replicas do not see what adapts. Pass the module "
+                "inside it (`model.module`), one adapted model a process."
+            )
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise TypeError(
+                f"The parameter '{name}' has no shape yet (a lazy module). "
+                "Call the model once on an input before adapting it."
+            )
+    return model
 
 
 def private_copy(model: nn.Module) -> nn.Module:
@@ -50,12 +60,7 @@ def private_copy(model: nn.Module) -> nn.Module:
     """
     memo: dict[int, Any] = {}
     with torch.inference_mode(False), torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if isinstance(parameter, nn.parameter.UninitializedParameter):
-                raise TypeError(
-                    f"The parameter '{name}' has no shape yet (a lazy module). "
-                    "Call the model once on an input before adapting it."
-                )
+        for parameter in model.parameters():
             shared = parameter.detach()
             twin = nn.Parameter(shared.clone() if shared.is_inference() else shared, False)
             twin.__dict__.update(parameter.__dict__)

@@ -180,11 +180,10 @@ class Learner:
         if objective.loss is None:
             return objective, {}
         self.backwards += self._batch
-        found: tuple[Tensor | None, ...] = (None,) * len(leaves)
+        found: Iterable[Tensor | None] = [None] * len(leaves)
         if objective.loss.requires_grad:
-            found = torch.autograd.grad(
-                objective.loss.sum(), list(leaves.values()), allow_unused=True
-            )
+            total = objective.loss.sum()
+            found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         grads = {k: g for k, g in zip(leaves, found, strict=True) if g is not None}
         if self.unused is None:
             self._settle_unused(list(leaves), grads)
