@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import testtime as tt
+from testtime.adaptation import adapted as adapted_module
 from testtime.adaptation import select
 from testtime.adaptation.contract import Law
 from testtime.adaptation.methods import METHODS
@@ -207,6 +208,33 @@ def test_each_law_can_be_broken(number, method, words):
 @pytest.mark.parametrize("law", tt.LAWS, ids=str)
 def test_the_sound_one_of_them_breaks_none(law):
     law(Good(), *tiny("groupnorm"))
+
+
+@pytest.mark.parametrize(("kind", "words"), [("groupnorm", "says"), ("batchnorm2d", "says")])
+def test_an_export_that_answers_otherwise_breaks_law_12(kind, words, monkeypatch):
+    whole = adapted_module.export
+
+    def altered(*args):
+        exported = whole(*args)
+        with torch.no_grad():
+            for parameter in exported.module.parameters():
+                parameter.mul_(1.5)
+        return exported
+
+    monkeypatch.setattr(adapted_module, "export", altered)
+    with pytest.raises(tt.LawBroken, match=words):
+        LAW[12](Good(), *tiny(kind))
+
+
+def test_what_an_export_cannot_hold_is_refused_and_that_holds():
+    @dataclass(frozen=True)
+    class Doubles(Good):
+        def predict(self, net, x, memory):
+            return 2 * net(x)
+
+    (result,) = tt.check_method(Doubles(), *tiny("groupnorm"), laws=[LAW[12]])
+    assert result.passed
+    assert "answers otherwise than its network's forward" in result.detail
 
 
 # A model can break a law as well as a method can.
