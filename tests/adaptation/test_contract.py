@@ -26,6 +26,15 @@ def test_law(law, method, kind):
     law(method, *tiny(kind))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("kind", ["batchnorm2d", "groupnorm", "transformer"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("law", tt.LAWS, ids=str)
+def test_law_on_a_gpu(law, method, kind):
+    model, batches = tiny(kind)
+    law(method, model.cuda(), [batch.cuda() for batch in batches])
+
+
 @pytest.mark.parametrize("kind", ["batchnorm2d", "transformer"])
 @pytest.mark.parametrize("law", tt.LAWS, ids=str)
 def test_law_in_double(law, kind):
