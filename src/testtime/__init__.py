@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from testtime.adaptation.core import Method as Method
     from testtime.adaptation.core import Net as Net
     from testtime.adaptation.core import Objective as Objective
-    from testtime.adaptation.core import State as State
+    from testtime.adaptation.core import Settled as Settled
     from testtime.adaptation.doctor import doctor as doctor
     from testtime.adaptation.learner import Learner as Learner
     from testtime.adaptation.methods.bn import BNAdapt as BNAdapt
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from testtime.adaptation.methods.tent import Tent as Tent
     from testtime.adaptation.optim import SGD as SGD
     from testtime.adaptation.optim import Adam as Adam
+    from testtime.adaptation.state import State as State
 
 # Each public name and the module that defines it. Methods and submodules find themselves.
 _public: dict[str, str] = {
@@ -41,7 +42,8 @@ _public: dict[str, str] = {
     "Objective": "testtime.adaptation.core",
     "Report": "testtime.adaptation.adapted",
     "SGD": "testtime.adaptation.optim",
-    "State": "testtime.adaptation.core",
+    "Settled": "testtime.adaptation.core",
+    "State": "testtime.adaptation.state",
     "adapt": "testtime.adaptation.adapted",
     "check_method": "testtime.adaptation.contract",
     "doctor": "testtime.adaptation.doctor",

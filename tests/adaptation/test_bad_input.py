@@ -167,7 +167,7 @@ def test_unreadable_files(what, tmp_path):
         contents = {"text": b"no state at all", "empty": b"", "torn": whole[:-9]}
         path.write_bytes(contents.get(what, whole[:20]))
     before = adapted.snapshot()
-    with pytest.raises(ValueError, match="no state of an adapted model|cannot be read"):
+    with pytest.raises(ValueError, match=r"no state of an adapted model|cannot be read"):
         adapted.load(path)
     assert all(torch.equal(t, before.tensors()[k]) for k, t in adapted.snapshot().tensors().items())
 
@@ -207,7 +207,7 @@ def test_a_state_that_was_tampered_with():
         {**state, "identity": torch.zeros(9, dtype=torch.uint8)},
     ):
         before = adapted.snapshot().tensors()
-        with pytest.raises(ValueError, match="The state|no state"):
+        with pytest.raises(ValueError, match=r"The state|no state"):
             adapted.load_state_dict(wrong)
         assert all(torch.equal(t, before[k]) for k, t in adapted.snapshot().tensors().items())
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import testtime as tt
+from testtime.adaptation import adapted as adapted_module
 from testtime.adaptation import select
 from testtime.adaptation.contract import Law
 from testtime.adaptation.methods import METHODS
@@ -23,6 +24,15 @@ LAW = {law.number: law for law in tt.LAWS}
 @pytest.mark.parametrize("law", tt.LAWS, ids=str)
 def test_law(law, method, kind):
     law(method, *tiny(kind))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("kind", ["batchnorm2d", "groupnorm", "transformer"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("law", tt.LAWS, ids=str)
+def test_law_on_a_gpu(law, method, kind):
+    model, batches = tiny(kind)
+    law(method, model.cuda(), [batch.cuda() for batch in batches])
 
 
 @pytest.mark.parametrize("kind", ["batchnorm2d", "transformer"])
@@ -96,7 +106,7 @@ class WritesTheState(Good):
 
     def step(self, learner, x):
         for weight in learner.state.weights.values():
-            weight.add_(0.01)
+            weight.data.add_(0.01)
         return learner.default_step(x)
 
 
@@ -207,6 +217,33 @@ def test_each_law_can_be_broken(number, method, words):
 @pytest.mark.parametrize("law", tt.LAWS, ids=str)
 def test_the_sound_one_of_them_breaks_none(law):
     law(Good(), *tiny("groupnorm"))
+
+
+@pytest.mark.parametrize(("kind", "words"), [("groupnorm", "says"), ("batchnorm2d", "says")])
+def test_an_export_that_answers_otherwise_breaks_law_12(kind, words, monkeypatch):
+    whole = adapted_module.export
+
+    def altered(*args):
+        exported = whole(*args)
+        with torch.no_grad():
+            for parameter in exported.module.parameters():
+                parameter.mul_(1.5)
+        return exported
+
+    monkeypatch.setattr(adapted_module, "export", altered)
+    with pytest.raises(tt.LawBroken, match=words):
+        LAW[12](Good(), *tiny(kind))
+
+
+def test_what_an_export_cannot_hold_is_refused_and_that_holds():
+    @dataclass(frozen=True)
+    class Doubles(Good):
+        def predict(self, net, x, memory):
+            return 2 * net(x)
+
+    (result,) = tt.check_method(Doubles(), *tiny("groupnorm"), laws=[LAW[12]])
+    assert result.passed
+    assert "answers otherwise than its network's forward" in result.detail
 
 
 # A model can break a law as well as a method can.

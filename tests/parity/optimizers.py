@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from tests.parity.recording import Config, Unreplayable
-from testtime.adaptation.core import State
 from testtime.adaptation.optim import SGD, Adam
+from testtime.adaptation.state import State
 
 
 def optimizer(config: Config) -> SGD | Adam:

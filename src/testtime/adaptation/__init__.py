@@ -4,7 +4,7 @@ Everything that a method of your own needs is here.
 """
 
 from testtime.adaptation import objectives, optim, select
-from testtime.adaptation.core import Draw, Method, Net, Objective, State
+from testtime.adaptation.core import Draw, Method, Net, Objective, Settled
 from testtime.adaptation.learner import Learner
 from testtime.adaptation.optim import SGD, Adam, Tensors
 
@@ -16,6 +16,7 @@ __all__ = [
     "Method",
     "Net",
     "Objective",
+    "Settled",
     "State",
     "Tensors",
     "objectives",

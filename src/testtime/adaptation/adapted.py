@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from testtime.adaptation import persistence
 from testtime.adaptation.calls import Call, Where, describe, put_logits
 from testtime.adaptation.checks import check_call, check_values
-from testtime.adaptation.copy import shared_tensors, unwrap
-from testtime.adaptation.core import Method, State
+from testtime.adaptation.copy import Watch, shared_tensors, unwrap
+from testtime.adaptation.core import Method
 from testtime.adaptation.export import Exported, export
 from testtime.adaptation.learner import Learner
 from testtime.adaptation.methods import find
 from testtime.adaptation.preprocessing import Preprocessing, declared
+from testtime.adaptation.state import State
 
 CHUNK = 16  # samples adapted at once: on two cores more gain nothing and cost memory
 
@@ -115,7 +116,7 @@ class Adapted(nn.Module):
         self.method, self.episodic, self.strict, self._many = method, episodic, strict, many
         self.reset_every = method.reset_every if reset_every is None else reset_every
         self._given, self._own = preprocessing, declared(model)
-        self._shared = [(k, p, p._version) for k, p in shared_tensors(model).items()]
+        self._shared = Watch(shared_tensors(model))
         self._theirs = dict(model.named_buffers())
         self.learner = Learner(
             model,
@@ -382,13 +383,13 @@ class Adapted(nn.Module):
         check_values(call.x, self._given, None)
 
     def _check_shared(self) -> None:
-        for name, tensor, version in self._shared:
-            if tensor._version != version:
-                raise RuntimeError(
-                    f"The model that this was made from has been changed in place since (first "
-                    f"'{name}'), and its weights are shared. Call adapt() again on the changed "
-                    "model, or adapt a copy.deepcopy of it from the start."
-                )
+        name = self._shared.changed()
+        if name is not None:
+            raise RuntimeError(
+                f"The model that this was made from has been changed in place since (first "
+                f"'{name}'), and its weights are shared. Call adapt() again on the changed "
+                "model, or adapt a copy.deepcopy of it from the start."
+            )
 
 
 def adapt(

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 Where = str | int | Callable[[Any], Tensor] | None
+Output = tuple[Any, Tensor]  # what a model returned, and the logits in it
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,17 @@ def put_logits(output: Any, old: Tensor, new: Tensor) -> Any:
 
     swapped = tree(swap, output)
     return swapped if hits else new
+
+
+def chosen(outputs: list[Output], answer: Tensor) -> Output | None:
+    """Return the output that an answer came in; for a computed answer, that of the first forward.
+
+    Args:
+        outputs: of the forwards on the whole batch, in order, where they are no tensors.
+        answer: the method's logits.
+    """
+    first = outputs[0] if outputs else None
+    return next((output for output in outputs if output[1] is answer), first)
 
 
 def describe(output: Any) -> str:

@@ -1,10 +1,16 @@
-"""What is looked at before a batch changes anything."""
+"""What is looked at before a batch changes anything: inputs, and what a method returns."""
+
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from testtime.adaptation.calls import Call, describe
+from testtime.adaptation.core import Method, Objective, Settled
+from testtime.adaptation.optim import Tensors
 from testtime.adaptation.preprocessing import Preprocessing, mismatch
+
+Found = TypeVar("Found", Objective, Settled)
 
 # No normalisation of [0, 1] images in use gives values this large; images of 0 to 255 do.
 LARGEST_IMAGE_VALUE = 30.0
@@ -77,6 +83,55 @@ def check_values(x: Tensor, given: Preprocessing | None, own: Preprocessing | No
         )
     wanted = given or own
     return mismatch(x, wanted) if wanted and is_image else ""
+
+
+def named(found: Found, method: Method) -> Found:
+    """Return what a method's function returned, if it is what it must be."""
+    if isinstance(found, Objective | Settled):
+        return found
+    raise TypeError(
+        f"{type(method).__name__} returned {type(found).__name__}; loss returns "
+        "Objective(loss=..., logits=...), settle Settled(values=..., memory=...)."
+    )
+
+
+def check_objective(objective: Objective, method: Method, many: int) -> None:
+    """Refuse what a loss may not return.
+
+    Args:
+        objective: what it returned.
+        method: whose loss it is.
+        many: the number of samples with weights of their own, whose scalars are stacked; else 0.
+    """
+    for what in ("loss", "when"):
+        value = getattr(objective, what)
+        if value is not None and value.dim() != bool(many):
+            raise ValueError(
+                f"The '{what}' of {type(method).__name__} has shape {list(value.shape)}; it must "
+                "be one value for the whole batch. Take its mean or sum; to leave rows out, mask "
+                "them in it."
+            )
+
+
+def check_places(values: Tensors, held: Tensors, method: Method, many: int) -> None:
+    """Refuse names and shapes that the state has no place for."""
+    for name, value in values.items():
+        if name not in held:
+            raise ValueError(
+                f"{type(method).__name__} writes '{name}', for which there is no place (there is "
+                f"{some(list(held)) or 'none'}). Declare weights in select, memory in begin."
+            )
+        if not many and value.shape != held[name].shape:
+            raise ValueError(
+                f"{type(method).__name__} writes '{name}' in shape {list(value.shape)}, but it has "
+                f"{list(held[name].shape)}. Shapes are fixed from the start."
+            )
+
+
+def some(names: list[str], most: int = 4) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _integral(x: Tensor) -> bool:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -145,6 +145,9 @@ def check_method(
         options: of :func:`adapt`, such as ``source`` or ``logits``.
 
     Example:
+        >>> import testtime as tt
+        >>> model, images, labels = tt.demo.load()
+        >>> batches = list(images[:24].split(8))
         >>> all(result.passed for result in tt.check_method(tt.Tent(), model, batches))
         True
     """
@@ -468,6 +471,39 @@ def no_labels_no_future_no_growth(trial: Trial) -> None:
     )
 
 
+def exports_plainly(trial: Trial) -> None:
+    """12. An exported module is plain, and answers as predict() or by the gap that is told."""
+    adapted, call = trial.adapt(reset_every=NEVER), trial.calls[0]
+    trial.run(adapted)
+    expected = logits(adapted, call, "predict")
+    couples = adapted.report().couples
+
+    def check(statistics: Literal["source", "last"] | None) -> None:
+        module, gap = adapted.export(*call.args, statistics=statistics, **call.kwargs)
+        held = {_storage(t) for t in (*module.parameters(), *module.buffers())}
+        shared = [k for k, p in shared_tensors(unwrap(trial.model)).items() if _storage(p) in held]
+        expect(not module.training, "an exported module should be in eval mode, but is not")
+        expect(not shared, f"an exported module should share nothing, but shares {some(shared)}")
+        with torch.no_grad():
+            answer = adapted.learner.logits_of(module(*call.args, **call.kwargs))
+        found = float((answer - expected).abs().max())
+        expect(
+            gap is not None and abs(found - gap) <= trial.tolerance * float(expected.abs().max()),
+            f"an exported module should answer as far from predict() as export() says, {gap}, but "
+            f"is {found:.3g} off",
+        )
+        if not couples:
+            expect_close([answer], [expected], "an exported module and predict()", trial.tolerance)
+
+    if couples:
+        unsaid = partial(adapted.export, *call.args, **call.kwargs)
+        trial.must_refuse("exporting without saying what is frozen", adapted, unsaid)
+        for statistics in ("source", "last"):
+            trial.tries("Exporting", partial(check, statistics))
+    else:
+        trial.tries("Exporting", partial(check, None))
+
+
 LAWS: tuple[Law, ...] = (
     Law(1, "the model is untouched", untouched),
     Law(2, "nothing frozen is duplicated", nothing_duplicated),
@@ -480,6 +516,7 @@ LAWS: tuple[Law, ...] = (
     Law(9, "two do not meet", two_do_not_meet),
     Law(10, "misfits are refused", misfits_are_refused),
     Law(11, "no labels, no future, no growth", no_labels_no_future_no_growth),
+    Law(12, "an export is plain", exports_plainly),
 )
 
 # These say something about a model that the method does not fit, too.

@@ -81,6 +81,23 @@ def shared_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {k: p for k, p in model.named_parameters() if not p.is_inference()}
 
 
+class Watch:
+    """Notices a later change in place of tensors whose storage is shared.
+
+    A deep copy of it watches nothing, for what is copied with it shares nothing.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self._seen = [(name, tensor, tensor._version) for name, tensor in tensors.items()]
+
+    def changed(self) -> str | None:
+        """Return the name of the first tensor that has been changed, if one has."""
+        return next((name for name, t, version in self._seen if t._version != version), None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Watch":
+        return Watch({})
+
+
 def _culprit(model: nn.Module) -> str:
     def computed() -> Iterator[str]:
         for name, module in model.named_modules():

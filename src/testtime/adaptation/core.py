@@ -12,7 +12,7 @@ from torch.func import functional_call, grad
 
 from testtime._suggest import suggest
 from testtime.adaptation.calls import Call, describe, find_logits
-from testtime.adaptation.optim import SGD, Adam, Slots, Tensors
+from testtime.adaptation.optim import SGD, Adam, Tensors
 
 if TYPE_CHECKING:
     from testtime.adaptation.learner import Learner
@@ -52,54 +52,6 @@ class Settled:
     values: Tensors = field(default_factory=dict)
     memory: Tensors = field(default_factory=dict)
     notes: Tensors = field(default_factory=dict)
-
-
-@dataclass
-class State:
-    """All that changes while a model adapts: nothing else does.
-
-    Args:
-        weights: adapting parameters by name; float32 where the model is in half precision.
-        buffers: the network's buffers by name.
-        slots: the optimiser's state: slot, then name.
-        memory: what the method keeps between batches.
-        generator: state of the random generator.
-        skipped: count of batches that were not finite and changed nothing, int64 scalar.
-        batch: batches since the start or the last reset.
-    """
-
-    weights: Tensors
-    buffers: Tensors
-    slots: Slots
-    memory: Tensors
-    generator: Tensor
-    skipped: Tensor
-    batch: int = 0
-
-    def tensors(self) -> Tensors:
-        """Return every tensor by its path, such as ``slots.exp_avg.bn1.weight``."""
-        found = {"generator": self.generator, "skipped": self.skipped}
-        groups = {"weights": self.weights, "buffers": self.buffers, "memory": self.memory}
-        groups |= {f"slots.{slot}": held for slot, held in self.slots.items()}
-        for group, held in groups.items():
-            found |= {f"{group}.{name}": tensor for name, tensor in held.items()}
-        return found
-
-    def map(self, f: Callable[[Tensor], Tensor]) -> "State":
-        """Return the same state with ``f`` applied to every tensor, the generator's excepted."""
-        return State(
-            {k: f(t) for k, t in self.weights.items()},
-            {k: f(t) for k, t in self.buffers.items()},
-            {slot: {k: f(t) for k, t in held.items()} for slot, held in self.slots.items()},
-            {k: f(t) for k, t in self.memory.items()},
-            self.generator.clone(),
-            f(self.skipped),
-            self.batch,
-        )
-
-    def clone(self) -> "State":
-        """Return a copy that shares nothing."""
-        return self.map(torch.clone)
 
 
 class Net:
@@ -169,8 +121,8 @@ class Net:
             learner.overwrites = given.x._version > 0
         logits = find_logits(output, learner.where)
         learner.classes = logits.shape[1]
-        if x.shape[0] == call.x.shape[0]:
-            learner.output = (output, logits)
+        if output is not logits and x.shape[0] == call.x.shape[0]:
+            learner.outputs.append((output, logits))
         return logits
 
     def images(self, x: Tensor) -> Tensor:
@@ -233,7 +185,9 @@ class Net:
 
             # Under vmap the weights belong to the outer gradient too: without detaching, the
             # result would be differentiated a second time there, and differ from that in place.
+            kept = len(learner.outputs)
             grads, aux = grad(loss, has_aux=True)({k: w.detach() for k, w in self.weights.items()})
+            del learner.outputs[kept:]  # torch's wrappers in them are dead outside of grad()
             return grads, aux
         leaves = {k: w.detach().requires_grad_() for k, w in self.weights.items()}
         loss_value, aux = f(Net(learner, leaves, self.buffers, self._mode))

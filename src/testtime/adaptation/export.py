@@ -37,8 +37,8 @@ def export(learner: Learner, call: Call | None, statistics: Frozen | None) -> Ex
             ``"source"``, or of this ``"last"`` batch.
 
     Raises:
-        ValueError: the answers depend on the batch, and it was not said what to freeze.
-        RuntimeError: what the method does is more than the network's own forward.
+        ValueError: the answers depend on the batch and it was not said what to freeze, or what
+            the method does is more than the network's own forward.
     """
     method = type(learner.method).__name__
     if call is not None and call.x.shape[0] > 1 and learner.couples is None:
@@ -72,7 +72,7 @@ def export(learner: Learner, call: Call | None, statistics: Frozen | None) -> Ex
         return Exported(module.eval(), None)
     gap, largest = _gap(learner, module.eval(), call)
     if not learner.couples and gap > 1e-4 * largest:
-        raise RuntimeError(
+        raise ValueError(
             f"{method} answers otherwise than its network's forward (by {gap:.2g}), so a plain "
             "module cannot hold it. Keep the adapted model."
         )

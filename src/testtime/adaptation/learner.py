@@ -3,21 +3,22 @@
 import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.func import functional_call
 
 from testtime.adaptation import select
-from testtime.adaptation.calls import Call, Where, find_logits, tree
+from testtime.adaptation.calls import Call, Output, Where, chosen, find_logits
+from testtime.adaptation.checks import Found, check_objective, check_places, named, some
 from testtime.adaptation.copy import private_copy
-from testtime.adaptation.core import Method, Net, Objective, Settled, State, nothing_found
+from testtime.adaptation.core import Method, Net, Objective, Settled, nothing_found
+from testtime.adaptation.many import evaluate_each, join
 from testtime.adaptation.optim import Tensors, gate
 from testtime.adaptation.preprocessing import Preprocessing
+from testtime.adaptation.state import State, under
 
-_Found = TypeVar("_Found", Objective, Settled)
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -96,7 +97,9 @@ class Learner:
         self.many = 0
         self.forwards = self.backwards = 0
         self.call: Call | None = None
-        self.output: tuple[Any, Tensor] | None = None
+        self.output: Output | None = None  # what the answer came in, where it is no tensor alone
+        self.outputs: list[Output] = []
+        self._versions: list[int] = []
         self.notes: dict[str, list[Tensor]] = {}
         self.said: list[str] = []
         self._finite = torch.ones((), dtype=torch.bool, device=self.device)
@@ -109,10 +112,6 @@ class Learner:
     def live(self) -> Net:
         """The network as it is at this moment of the step."""
         return Net(self, self.work.weights, self.work.buffers)
-
-    def at(self, values: Tensors) -> Net:
-        """Return the network under other weights and buffers."""
-        return self.live.at(values)
 
     def source(self, x: Tensor) -> Any:
         """Return the output of the user's own model in eval mode."""
@@ -177,15 +176,14 @@ class Learner:
         """Return the objective of ``loss(net, x, memory)`` and its gradient by the weights."""
         leaves = {k: w.detach().requires_grad_() for k, w in self.work.weights.items()}
         objective = self._evaluate(loss, leaves)
-        self._require_sound(objective)
+        check_objective(objective, self.method, self.many)
         if objective.loss is None:
             return objective, {}
         self.backwards += self._batch
-        found: tuple[Tensor | None, ...] = (None,) * len(leaves)
+        found: Iterable[Tensor | None] = [None] * len(leaves)
         if objective.loss.requires_grad:
-            found = torch.autograd.grad(
-                objective.loss.sum(), list(leaves.values()), allow_unused=True
-            )
+            total = objective.loss.sum()
+            found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         grads = {k: g for k, g in zip(leaves, found, strict=True) if g is not None}
         if self.unused is None:
             self._settle_unused(list(leaves), grads)
@@ -207,14 +205,14 @@ class Learner:
 
     def write(self, values: Tensors, when: Tensor | None = None) -> None:
         """Set weights or buffers, where ``when`` holds."""
-        self._require_known(values, self.work.weights | self.work.buffers, "writes", "select names")
+        check_places(values, self.work.weights | self.work.buffers, self.method, self.many)
         for name, value in values.items():
             held = self.work.buffers if name in self.work.buffers else self.work.weights
             held[name] = gate(when, value.detach(), held[name])
 
     def remember(self, values: Tensors, when: Tensor | None = None) -> None:
         """Set entries of the memory, where ``when`` holds."""
-        self._require_known(values, self.work.memory, "remembers", "begin returns")
+        check_places(values, self.work.memory, self.method, self.many)
         for name, value in values.items():
             self.work.memory[name] = gate(when, value.detach(), self.work.memory[name])
 
@@ -226,10 +224,10 @@ class Learner:
     ) -> None:
         """Put back, where ``when`` holds, what lies under ``parts`` but not ``survives``."""
         start = self.start.tensors()
-        for group, held in _groups(self.work):
+        for group, held in self.work.groups().items():
             for name in held:
                 path = f"{group}.{name}"
-                if _under(path, parts) and not _under(path, survives):
+                if under(path, parts) and not under(path, survives):
                     held[name] = gate(when, start[path].clone(), held[name])
 
     def note(self, **values: Tensor) -> None:
@@ -275,7 +273,7 @@ class Learner:
         """Adapt to one batch, return its logits, and commit the change if all of it was finite."""
         with self._opened(call):
             self.notes = {}
-            logits = self.method.step(self, call.x).detach()
+            logits = self._answered(self.method.step(self, call.x))
             self._require_finite(logits)
             self._commit()
         return logits
@@ -284,27 +282,27 @@ class Learner:
         """Return the logits of a batch; nothing changes."""
         begun = self.begun
         with self._opened(call):
-            logits = self.answer().detach()
+            logits = self._answered(self.answer())
         self._undo(begun)
         return logits
 
     def adapt_each(self, call: Call, chunk: int) -> Tensor:
         """Adapt to every sample alone, ``chunk`` at once, each from the start; keep nothing."""
         answers = []
-        outputs: list[tuple[Any, Tensor] | None] = []
+        outputs: list[Output | None] = []
         skipped = self.state.skipped.clone()
         for first in range(0, call.x.shape[0], max(chunk, 1)):
             rows = call.rows(slice(first, first + max(chunk, 1)))
             with self._opened(rows, many=rows.x.shape[0] if chunk else 0, fresh=True):
                 self.notes = {}
-                logits = self.method.step(self, rows.x).detach()
-                self._require_finite(logits.reshape(rows.x.shape[0], -1) if chunk else logits)
+                logits = self._answered(self.method.step(self, rows.x))
+                self._require_finite(logits)
                 skipped += (~self._finite).sum()
-                answers.append(logits.flatten(0, 1) if chunk else logits)
+                answers.append(logits)
                 outputs.append(self.output)
         self.state.skipped.copy_(skipped)
         self.state.batch += 1
-        self.output = _join(outputs)
+        self.output = join(outputs)
         return torch.cat(answers)
 
     def measure_coupling(self, call: Call) -> bool:
@@ -334,9 +332,9 @@ class Learner:
         """Restore every tensor, the generator and the counters to the start, to the byte."""
         start = self.start.tensors()
         for path, tensor in self.state.tensors().items():
-            if not _under(path, survives) and path != "generator":
+            if not under(path, survives) and path != "generator":
                 tensor.copy_(start[path])
-        if not _under("generator", survives):
+        if not under("generator", survives):
             self.generator.set_state(self.start.generator)
         self.state.generator = self.generator.get_state()
         self.state.batch = 0
@@ -363,64 +361,45 @@ class Learner:
     def _batch(self) -> int:
         return self.call.x.shape[0] if self.call else 1
 
+    def _answered(self, logits: Tensor) -> Tensor:
+        """Check an answer, and find the output that it came in."""
+        rows = self._batch
+        if self.many:
+            logits = logits.flatten(0, 1)
+        else:
+            self.output = chosen(self.outputs, logits)
+        if logits.shape[0] != rows:
+            raise ValueError(
+                f"{type(self.method).__name__} answered {logits.shape[0]} rows to a batch of "
+                f"{rows}. An answer has a row for every row of the input."
+            )
+        return logits.detach()
+
     def _loss(self, net: Net, x: Tensor, memory: Tensors) -> Objective:
         return self.method.loss(net, x, memory, self.draw)
 
     def _settle(self, net: Net, x: Tensor, memory: Tensors) -> Settled:
         return self.method.settle(net, memory, self.draw)
 
-    def _evaluate(self, f: Callable[[Net, Tensor, Tensors], _Found], weights: Tensors) -> _Found:
-        """Run ``f`` once on the batch, or by ``vmap`` on every sample with weights of its own."""
-        work, call = self.work, self.call
-        if not self.many or call is None:
-            x = call.x if call else torch.empty(0)
-            return self._named(f(Net(self, weights, work.buffers), x, work.memory))
-        rows = call.batched()
-        built: list[tuple[Any, int]] = []
-        kinds: list[type[_Found]] = []
-        output = self.output
-
-        def one(weights: Tensors, memory: Tensors, rows: dict[Any, Tensor]) -> dict[str, Any]:
-            self.call = call.put({k: row.unsqueeze(0) for k, row in rows.items()})
-            self.output = None
-            found = self._named(f(Net(self, weights, work.buffers), self.call.x, memory))
-            kinds.append(type(found))
-            parts: dict[str, Any] = dict(vars(found))
-            leaves: list[Tensor] = []
-            if self.output is not None and self.output[0] is not self.output[1]:
-                tree(leaves.append, self.output[0])
-                places = [k for k, leaf in enumerate(leaves) if leaf is self.output[1]]
-                # Logits that a function computed are not in the output, and are the whole answer.
-                leaves = leaves if places else []
-                built.extend((self.output[0], place) for place in places[:1])
-            parts["leaves"] = dict(enumerate(leaves))
-            return {k: v for k, v in parts.items() if v is not None}
-
-        try:
-            with _math_attention():
-                parts = vmap(one, randomness="same")(weights, work.memory, rows)
-        finally:
-            # What ran no forward, such as settle(), leaves the output of the last one.
-            self.call, self.output = call, output
-        leaves = parts.pop("leaves")
-        if built:
-            flat = [leaf.flatten(0, 1) if leaf.dim() > 1 else leaf for leaf in leaves.values()]
-            stream = iter(flat)
-            self.output = (tree(lambda _: next(stream), built[0][0]), flat[built[0][1]])
-        return kinds[0](**parts)
+    def _evaluate(self, f: Callable[[Net, Tensor, Tensors], Found], weights: Tensors) -> Found:
+        """Run ``f`` once on the batch, or on every sample with weights of its own."""
+        if self.many:
+            return evaluate_each(self, f, weights)
+        x = self.call.x if self.call else torch.empty(0)
+        return named(f(Net(self, weights, self.work.buffers), x, self.work.memory), self.method)
 
     @contextlib.contextmanager
     def _opened(self, call: Call, many: int = 0, fresh: bool = False) -> Iterator[None]:
         """Give the step values of its own; on an error nothing has changed."""
         begun, said = self.begun, list(self.said)
-        self.call, self.many, self.output = call, many, None
+        self.call, self.many, self.output, self.outputs = call, many, None, []
         if fresh:
             self.generator.set_state(self.start.generator)
         self._finite = torch.ones((many,) if many else (), dtype=torch.bool, device=self.device)
         try:
             self._begin(fresh)
-            base = self.start if fresh else self.state
-            self.work = _values(base, many)
+            self.work = (self.start if fresh else self.state).values(many)
+            self._versions = self._count_versions()
             yield
         except BaseException:
             self._undo(begun)
@@ -428,6 +407,7 @@ class Learner:
             raise
         finally:
             self.work, self.call, self.many, self.inner = self.state, None, 0, 0
+            self.outputs = []
 
     def _undo(self, begun: bool) -> None:
         """Take back what was drawn, and a beginning that was only for this call."""
@@ -444,17 +424,24 @@ class Learner:
         call = self.call
         if fresh:
             self.call = call.rows(slice(0, 1))
-        self.work = _values(self.state, 0)
+        self.work = self.state.values()
         with torch.no_grad():
             memory = self.method.begin(self.live, self.call.x, self.draw)
-        self.call, self.many, self.output = call, many, None
+        self.call, self.many, self.outputs = call, many, []
         self.state.memory = {k: t.detach().clone() for k, t in memory.items()}
         self.start.memory = {k: t.clone() for k, t in self.state.memory.items()}
         self.start.generator = self.generator.get_state()
         self.begun = True
 
     def _commit(self) -> None:
-        for (_, held), (_, new) in zip(_groups(self.state), _groups(self.work), strict=True):
+        if self._versions != self._count_versions():
+            raise ValueError(
+                f"{type(self.method).__name__} changed a weight or its memory in place. Its loss "
+                "and settle must be pure: return new values."
+            )
+        for held, new in zip(
+            self.state.groups().values(), self.work.groups().values(), strict=True
+        ):
             for name, kept in held.items():
                 if new[name] is not kept:
                     kept.copy_(torch.where(self._finite, new[name].detach(), kept))
@@ -468,41 +455,8 @@ class Learner:
         self.state.generator = drawn
         self.state.batch += 1
 
-    def _named(self, found: _Found) -> _Found:
-        if isinstance(found, Objective | Settled):
-            return found
-        raise TypeError(
-            f"{type(self.method).__name__} returned {type(found).__name__}; loss returns "
-            "Objective(loss=..., logits=...), settle Settled(values=..., memory=...)."
-        )
-
-    def _require_sound(self, objective: Objective) -> None:
-        """Refuse what a loss may not return, in words of its own."""
-        name, loss, when = type(self.method).__name__, objective.loss, objective.when
-        if loss is not None and loss.dim() != bool(self.many):
-            raise ValueError(
-                f"The loss of {name} has shape {list(loss.shape)}; it must be a scalar. Take its "
-                "mean or its sum."
-            )
-        if when is not None and when.dim() != bool(self.many):
-            raise ValueError(
-                f"{name} has a 'when' of shape {list(when.shape)}; it must be one boolean for the "
-                "whole batch. To leave rows out, mask them in the loss."
-            )
-
-    def _require_known(self, values: Tensors, held: Tensors, does: str, declared: str) -> None:
-        """Refuse names and shapes that the state has no place for."""
-        for name, value in values.items():
-            if name not in held:
-                raise ValueError(
-                    f"{type(self.method).__name__} {does} '{name}', for which there is no place: "
-                    f"{declared} {_some(list(held)) or 'nothing'}. Declare it there."
-                )
-            if not self.many and value.shape != held[name].shape:
-                raise ValueError(
-                    f"{type(self.method).__name__} {does} '{name}' in shape {list(value.shape)}, "
-                    f"but it has {list(held[name].shape)}. Shapes are fixed from the start."
-                )
+    def _count_versions(self) -> list[int]:
+        return [t._version for t in (*self.state.weights.values(), *self.state.memory.values())]
 
     def _require_finite(self, *tensors: Tensor) -> None:
         """Note on the device whether all is finite, for the batch or for each sample."""
@@ -516,18 +470,18 @@ class Learner:
         self.unused = [name for name in names if name not in grads]
         if names and not grads:
             raise ValueError(
-                f"Nothing that {type(self.method).__name__} adapts ({_some(names)}) influences "
+                f"Nothing that {type(self.method).__name__} adapts ({some(names)}) influences "
                 "this model's answer: its forward uses cached or private copies of them, or the "
                 "layers are never called. Make the model read its registered parameters."
             )
         if self.unused:
             self.say(
                 f"{len(self.unused)} of {len(names)} adapting tensors do not influence the answer "
-                f"and stay as they are: {_some(self.unused)}."
+                f"and stay as they are: {some(self.unused)}."
             )
 
     def _prepare(self, batches: Iterable[Any]) -> None:
-        self.work = _values(self.state, 0)
+        self.work = self.state.values()
         with torch.inference_mode(False), torch.enable_grad():
             self.constants = self.method.prepare(self, batches)
         self._commit()
@@ -569,60 +523,3 @@ def _master(parameter: Tensor) -> Tensor:
     # In half precision a small step rounds away, so what adapts is kept in float32.
     value = parameter.detach()
     return value.float() if value.dtype in _HALF else value.clone()
-
-
-def _values(state: State, many: int) -> State:
-    """Return the state's values for a step: buffers as scratch, the rest stacked if for many."""
-
-    def held(tensors: Tensors) -> Tensors:
-        return {k: t.expand(many, *t.shape) if many else t for k, t in tensors.items()}
-
-    return State(
-        held(state.weights),
-        {k: b.clone() for k, b in state.buffers.items()},
-        {slot: held(tensors) for slot, tensors in state.slots.items()},
-        held(state.memory),
-        state.generator,
-        state.skipped,
-        state.batch,
-    )
-
-
-def _groups(state: State) -> list[tuple[str, Tensors]]:
-    slots = [(f"slots.{slot}", held) for slot, held in state.slots.items()]
-    return [
-        ("weights", state.weights),
-        ("buffers", state.buffers),
-        ("memory", state.memory),
-        *slots,
-    ]
-
-
-def _under(path: str, parts: tuple[str, ...]) -> bool:
-    return any(part == "" or path == part or path.startswith(f"{part}.") for part in parts)
-
-
-def _join(outputs: list[tuple[Any, Tensor] | None]) -> tuple[Any, Tensor] | None:
-    found = [output for output in outputs if output is not None]
-    if len(found) < len(outputs) or all(raw is logits for raw, logits in found):
-        return None
-    place: list[Tensor] = []
-
-    def join(*parts: Tensor) -> Tensor:
-        joined = torch.cat(parts) if parts[0].dim() else torch.stack(parts)
-        if parts[0] is found[0][1]:
-            place.append(joined)
-        return joined
-
-    raw = tree(join, *(raw for raw, _ in found))
-    return (raw, place[0]) if place else None
-
-
-def _math_attention() -> contextlib.AbstractContextManager[None]:
-    # The fused attention of the CPU has no batching rule: vmap would loop over it and warn.
-    return sdpa_kernel(SDPBackend.MATH)
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

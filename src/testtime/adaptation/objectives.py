@@ -17,8 +17,13 @@ def entropy(logits: Tensor) -> Tensor:
     """
     if logits.shape[1] < 2:
         raise ValueError(
-            f"The logits have one class alone (shape {list(logits.shape)}), whose entropy is always "
-            "zero, so that nothing adapts. Give a logit to each of two classes, such as "
+            f"The logits {list(logits.shape)} have one class alone, whose entropy is always zero: "
+            "nothing adapts. Give a logit to each of two classes, such as "
             "torch.cat([z, -z], 1) / 2 for the logit z of a sigmoid."
         )
     return -(logits.softmax(1) * logits.log_softmax(1)).sum(1)
+
+
+def mean_where(values: Tensor, where: Tensor) -> Tensor:
+    """Return the mean of the values where the boolean mask holds; zero where it holds nowhere."""
+    return (values * where).sum() / where.sum().clamp(min=1)

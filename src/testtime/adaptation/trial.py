@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from testtime.adaptation.adapted import Adapted, adapt
 from testtime.adaptation.calls import Call
-from testtime.adaptation.core import Method, State
+from testtime.adaptation.core import Method
 from testtime.adaptation.methods import find
+from testtime.adaptation.state import State
 
 # A batch as Adapted.fit() takes it: an input, a tuple that starts with it, or named arguments.
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]

@@ -25,6 +25,8 @@ def table(rows: Sequence[Row]) -> Table:
         title=f"Error in %: {rows[0].images:,} images, batches of {rows[0].batch_size}",
         caption=f"{rows[0].data}. Each column starts from the source model.",
         box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     out.add_column("model", no_wrap=True)
     out.add_column("method", no_wrap=True)

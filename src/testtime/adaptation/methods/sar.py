@@ -11,15 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from testtime.adaptation import select
-from testtime.adaptation.batchnorm import use_batch_statistics
-from testtime.adaptation.core import Draw, Method, Net, Objective, Settled
-from testtime.adaptation.objectives import entropy
+from testtime.adaptation.core import Draw, Net, Objective, Settled
+from testtime.adaptation.norm_method import NormMethod
+from testtime.adaptation.objectives import entropy, mean_where
 from testtime.adaptation.optim import SGD, Adam, Tensors
 
 
 @dataclass(frozen=True)
-class SAR(Method):
+class SAR(NormMethod):
     """Descend the entropy of reliable predictions at the sharpest point near the present weights.
 
     With ``H_i(t)`` the entropy of prediction ``i`` under scales and shifts ``t``, ``E0`` a share of
@@ -44,10 +43,8 @@ class SAR(Method):
         margin: ``E0`` as a share of ``ln C``.
         rho: how far the sharpest point is.
         recovery: the moving average of the loss that is too low.
-        layers: the kinds of layers whose scales and shifts adapt.
-        fixed: but not those of modules in whose name this regular expression is found (the last
+        fixed: not those of modules in whose name this regular expression is found (the last
             stage of a ResNet, the last blocks of a ViT-B and its last norm).
-        train: run the whole network in train mode, dropout included.
         average_survives: ``e`` stays as it is after a recovery, so that recoveries repeat.
     """
 
@@ -55,9 +52,7 @@ class SAR(Method):
     margin: float = 0.4
     rho: float = 0.05
     recovery: float = 0.2
-    layers: tuple[type[nn.Module], ...] = select.NORMS
     fixed: str = r"layer4|blocks\.9|blocks\.1[01]|norm\.|^norm$"
-    train: bool = False
     average_survives: bool = False
 
     adapts = "the scales and shifts of normalisation layers below the last stage"
@@ -77,14 +72,9 @@ class SAR(Method):
         "vit": {"optimizer": SGD(lr=0.001, momentum=0.9)},
     }
 
-    def configure(self, module: nn.Module) -> nn.Module:
-        """Make BatchNorm layers normalise with the batch, in train and in eval mode."""
-        use_batch_statistics(module, self.layers)
-        return module
-
     def select(self, module: nn.Module) -> list[str]:
         """Return the scales and shifts of the norm layers that are not fixed."""
-        names = select.norm_affine(module, self.layers)
+        names = super().select(module)
         return [name for name in names if not re.search(self.fixed, name.rpartition(".")[0])]
 
     def begin(self, net: Net, x: Tensor, draw: Draw) -> Tensors:
@@ -99,7 +89,7 @@ class SAR(Method):
             logits = self.predict(net, x, memory)
             entropies = entropy(logits)
             reliable = entropies < self.margin * math.log(logits.shape[1])
-            return _mean(entropies, reliable), (logits, reliable)
+            return mean_where(entropies, reliable), (logits, reliable)
 
         gradient, (logits, reliable) = net.gradient(here)
         norm = torch.stack([g.norm() for g in gradient.values()]).norm()
@@ -108,7 +98,7 @@ class SAR(Method):
 
         entropies = entropy(self.predict(sharpest, x, memory))
         still = reliable & (entropies < self.margin * math.log(logits.shape[1]))
-        loss = _mean(entropies, still)
+        loss = mean_where(entropies, still)
 
         moved = torch.where(memory["has_average"], 0.9 * memory["average"] + 0.1 * loss, loss)
         return Objective(
@@ -129,12 +119,3 @@ class SAR(Method):
         back = {k: torch.where(recover, start[k], v) for k, v in changing.items()}
         afresh = {} if self.average_survives else {"has_average": memory["has_average"] & ~recover}
         return Settled(back, afresh, notes={"recovered": recover})
-
-    def answering(self, net: Net, memory: Tensors) -> Net:
-        """Return the network in the modes that it adapts in."""
-        return net.train() if self.train else net
-
-
-def _mean(values: Tensor, where: Tensor) -> Tensor:
-    """Return the mean of the values that hold, and zero where none does."""
-    return (values * where).sum() / where.sum().clamp(min=1)

@@ -5,19 +5,17 @@ Code that was recorded: DequanWang/tent; for GroupNorm and LayerNorm mr-eggplant
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor, nn
 
-from testtime.adaptation import select
-from testtime.adaptation.batchnorm import use_batch_statistics
-from testtime.adaptation.core import Draw, Method, Net, Objective
+from testtime.adaptation.core import Draw, Net, Objective
+from testtime.adaptation.norm_method import NormMethod
 from testtime.adaptation.objectives import entropy
 from testtime.adaptation.optim import SGD, Adam, Tensors
 
 
 @dataclass(frozen=True)
-class Tent(Method):
+class Tent(NormMethod):
     """Descend the mean entropy of the predictions by the scales and shifts of the norm layers.
 
     Loss (equation 1): ``mean_i H(softmax(z_i))``; dense logits: the mean over pixels too. Batch
@@ -30,20 +28,10 @@ class Tent(Method):
     Changed from the official code: dropout and the like stay off; every kind of norm layer adapts,
     BatchNorm1d and 3d among them. Preset ``official``: BatchNorm2d alone, and the whole network in
     train mode; ``sar``: that with GroupNorm and LayerNorm; ``imagenet``: the paper's SGD.
-
-    Args:
-        layers: the kinds of layers whose scales and shifts adapt.
-        statistics: BatchNorm layers use the ``"batch"``, or stay with the ``"source"`` (which works
-            on single samples).
-        train: run the whole network in train mode, dropout included.
     """
 
     optimizer: SGD | Adam | None = Adam(lr=1e-3)
-    layers: tuple[type[nn.Module], ...] = select.NORMS
-    statistics: Literal["batch", "source"] = "batch"
-    train: bool = False
 
-    adapts = "the scales and shifts of normalisation layers"
     presets = {  # noqa: RUF012 - read only, as every class variable of a method
         "official": {"layers": (nn.BatchNorm2d,), "train": True},
         "sar": {
@@ -54,21 +42,7 @@ class Tent(Method):
         "imagenet": {"optimizer": SGD(lr=0.00025, momentum=0.9)},
     }
 
-    def configure(self, module: nn.Module) -> nn.Module:
-        """Make BatchNorm layers normalise with the batch, in train and in eval mode."""
-        if self.statistics == "batch":
-            use_batch_statistics(module, self.layers)
-        return module
-
-    def select(self, module: nn.Module) -> list[str]:
-        """Return the scales and shifts of the norm layers."""
-        return select.norm_affine(module, self.layers)
-
     def loss(self, net: Net, x: Tensor, memory: Tensors, draw: Draw) -> Objective:
         """Return the mean entropy and the logits that gave it."""
         logits = self.predict(net, x, memory)
         return Objective(loss=entropy(logits).mean(), logits=logits)
-
-    def answering(self, net: Net, memory: Tensors) -> Net:
-        """Return the network in the modes that it adapts in."""
-        return net.train() if self.train else net

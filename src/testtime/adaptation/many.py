@@ -1,0 +1,77 @@
+"""Many samples at once, each with weights of its own: ``vmap`` around a method's functions."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from testtime.adaptation.calls import Output, chosen, tree
+from testtime.adaptation.checks import Found, named
+from testtime.adaptation.core import Net, Objective
+from testtime.adaptation.optim import Tensors
+
+if TYPE_CHECKING:
+    from testtime.adaptation.learner import Learner
+
+
+def evaluate_each(
+    learner: "Learner", f: Callable[[Net, Tensor, Tensors], Found], weights: Tensors
+) -> Found:
+    """Return what ``f(net, x, memory)`` returns for every sample, stacked.
+
+    Args:
+        learner: in the middle of a call of n samples.
+        f: sees one sample, as a batch of one.
+        weights: ``[n, ...]``; the memory is stacked too, everything else is shared.
+    """
+    work, call = learner.work, learner.call
+    assert call is not None
+    kinds: list[type[Found]] = []
+    outputs: list[tuple[Any, int]] = []
+
+    def one(weights: Tensors, memory: Tensors, rows: dict[Any, Tensor]) -> dict[str, Any]:
+        alone = call.put({k: row.unsqueeze(0) for k, row in rows.items()})
+        learner.call, learner.outputs = alone, []
+        found = named(f(Net(learner, weights, work.buffers), alone.x, memory), learner.method)
+        kinds.append(type(found))
+        leaves: list[Tensor] = []
+        if isinstance(found, Objective) and found.logits is not None and learner.outputs:
+            output = chosen(learner.outputs, found.logits)
+            if output is None or output[1] is not found.logits:
+                raise RuntimeError("the rest of the output belongs to another forward")
+            tree(leaves.append, output[0])
+            outputs.append((output[0], [leaf is output[1] for leaf in leaves].index(True)))
+        parts = {**vars(found), "leaves": dict(enumerate(leaves))}
+        return {k: v for k, v in parts.items() if v is not None}
+
+    try:
+        # The fused attention of the CPU has no batching rule: vmap would loop over it and warn.
+        with sdpa_kernel(SDPBackend.MATH):
+            parts = vmap(one, randomness="same")(weights, work.memory, call.batched())
+    finally:
+        learner.call, learner.outputs = call, []
+    leaves = [t.flatten(0, 1) if t.dim() > 1 else t for t in parts.pop("leaves").values()]
+    if outputs:
+        stream = iter(leaves)
+        learner.output = (tree(lambda _: next(stream), outputs[0][0]), leaves[outputs[0][1]])
+    return kinds[0](**parts)
+
+
+def join(outputs: list[Output | None]) -> Output | None:
+    """Return the outputs of parts of a batch as that of the whole; none where they were tensors."""
+    found = [output for output in outputs if output is not None]
+    if len(found) < len(outputs):
+        return None
+    logits: list[Tensor] = []
+
+    def whole(*parts: Tensor) -> Tensor:
+        joined = torch.cat(parts) if parts[0].dim() else torch.stack(parts)
+        if parts[0] is found[0][1]:
+            logits.append(joined)
+        return joined
+
+    raw = tree(whole, *(raw for raw, _ in found))
+    return (raw, logits[0]) if logits else None

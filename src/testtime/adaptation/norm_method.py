@@ -1,0 +1,52 @@
+"""What methods share that adapt the scales and shifts of normalisation layers."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from testtime.adaptation import select
+from testtime.adaptation.batchnorm import use_batch_statistics
+from testtime.adaptation.core import Method, Net
+from testtime.adaptation.optim import Tensors
+
+
+@dataclass(frozen=True)
+class NormMethod(Method):
+    """Adapt the scales and shifts of normalisation layers; a subclass brings the loss.
+
+    Args:
+        layers: the kinds of layers whose scales and shifts adapt, subclasses included.
+        statistics: BatchNorm layers use the ``"batch"``'s own mean and biased variance, or stay
+            with the ``"source"``'s (which works on single samples).
+        train: run the whole network in train mode, dropout included.
+    """
+
+    layers: tuple[type[nn.Module], ...] = select.NORMS
+    statistics: Literal["batch", "source"] = "batch"
+    train: bool = False
+
+    adapts = "the scales and shifts of normalisation layers"
+
+    def __post_init__(self) -> None:
+        """Check the choice of statistics."""
+        super().__post_init__()
+        if self.statistics not in ("batch", "source"):
+            raise ValueError(
+                f"{type(self).__name__}(statistics={self.statistics!r}) is not known: use 'batch' "
+                "or 'source'."
+            )
+
+    def configure(self, module: nn.Module) -> nn.Module:
+        """Make BatchNorm layers normalise with the batch, in train and in eval mode."""
+        if self.statistics == "batch":
+            use_batch_statistics(module, self.layers)
+        return module
+
+    def select(self, module: nn.Module) -> list[str]:
+        """Return the scales and shifts of the norm layers."""
+        return select.norm_affine(module, self.layers)
+
+    def answering(self, net: Net, memory: Tensors) -> Net:
+        """Return the network in the modes that it adapts in."""
+        return net.train() if self.train else net
