@@ -43,7 +43,10 @@ def evaluate_each(
             if output is None or output[1] is not found.logits:
                 raise RuntimeError("the rest of the output belongs to another forward")
             tree(leaves.append, output[0])
-            outputs.append((output[0], [leaf is output[1] for leaf in leaves].index(True)))
+            places = [k for k, leaf in enumerate(leaves) if leaf is output[1]]
+            # Logits that a function computed are not in the output, and are the whole answer.
+            leaves = leaves if places else []
+            outputs.extend((output[0], place) for place in places)
         parts = {**vars(found), "leaves": dict(enumerate(leaves))}
         return {k: v for k, v in parts.items() if v is not None}
 
