@@ -84,7 +84,7 @@ def shared_tensors(model: nn.Module) -> dict[str, Tensor]:
 class Watch:
     """Notices a later change in place of tensors whose storage is shared.
 
-    A deep copy of it watches nothing, for what is copied with it shares nothing.
+    A copy of it (deep, or pickled) watches nothing, for what is copied with it shares nothing.
     """
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
@@ -94,8 +94,8 @@ class Watch:
         """Return the name of the first tensor that has been changed, if one has."""
         return next((name for name, t, version in self._seen if t._version != version), None)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Watch":
-        return Watch({})
+    def __reduce__(self) -> tuple[type["Watch"], tuple[dict[str, Tensor]]]:
+        return (Watch, ({},))
 
 
 def _culprit(model: nn.Module) -> str:
