@@ -189,28 +189,33 @@ class Adapted(nn.Module):
 
     def reset(self) -> None:
         """Make it the source model again, to the last bit; what the method lets survive stays."""
-        self._check_shared()
-        self.learner.reset(self.method.survives)
-        self._unseen = True
+        with self._turn.taken():
+            self._check_shared()
+            self.learner.reset(self.method.survives)
+            self._unseen = True
 
     def snapshot(self) -> State:
         """Return a copy of all that changes."""
-        return self.learner.state.clone()
+        with self._turn.taken():
+            return self.learner.state.clone()
 
     def restore(self, state: State) -> None:
         """Put a snapshot of this adapted model back."""
-        self._check_shared()
-        self.learner.restore(state)
+        with self._turn.taken():
+            self._check_shared()
+            self.learner.restore(state)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return the whole state and the identity of model and method, as tensors."""
-        return persistence.pack(self.learner)
+        with self._turn.taken():
+            return persistence.pack(self.learner)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Continue from a state; one of another model or method is refused, naming what differs."""
-        self._check_shared()
-        persistence.unpack(self.learner, state_dict)
-        self._unseen = False
+        with self._turn.taken():
+            self._check_shared()
+            persistence.unpack(self.learner, state_dict)
+            self._unseen = False
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the state to one safetensors file, whole or not at all."""
