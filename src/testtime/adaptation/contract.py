@@ -484,8 +484,12 @@ def exports_plainly(trial: Trial) -> None:
         shared = [k for k, p in shared_tensors(unwrap(trial.model)).items() if _storage(p) in held]
         expect(not module.training, "an exported module should be in eval mode, but is not")
         expect(not shared, f"an exported module should share nothing, but shares {some(shared)}")
+        if adapted.learner.draws:
+            trial.refusals.append("The model draws in eval mode: no two answers are compared.")
+            return
+        given = call.at(call.x.clone())
         with torch.no_grad():
-            answer = adapted.learner.logits_of(module(*call.args, **call.kwargs))
+            answer = adapted.learner.logits_of(module(*given.args, **given.kwargs))
         found = float((answer - expected).abs().max())
         expect(
             gap is not None and abs(found - gap) <= trial.tolerance * float(expected.abs().max()),

@@ -113,7 +113,6 @@ def _last_statistics(learner: Learner, call: Call) -> dict[str, tuple[Tensor, Te
 
 
 def _gap(learner: Learner, module: nn.Module, call: Call) -> tuple[float, float]:
-    with torch.no_grad():
-        plain = learner.logits_of(module(*call.args, **call.kwargs))
+    plain = learner.logits_of(learner.plain_output(module, call))
     answer = learner.predict(call)
     return float((plain - answer).abs().max()), float(answer.abs().max())

@@ -119,11 +119,15 @@ class Learner:
 
     def source_output(self, call: Call) -> Any:
         """Return the output of the user's own model in eval mode for a call; nothing changes."""
-        buffers = {k: b.clone() for k, b in self.original.named_buffers()}
+        return self.plain_output(self.original, call)
+
+    def plain_output(self, module: nn.Module, call: Call) -> Any:
+        """Return a module's output for a call; neither its buffers nor the input change."""
+        buffers = {k: b.clone() for k, b in module.named_buffers()}
         same = torch.Generator(self.device).manual_seed(self.seed)
         call = call.at(self.spared(call.x))
         with torch.no_grad(), self.own_randomness((), same):
-            return functional_call(self.original, buffers, call.args, call.kwargs)
+            return functional_call(module, buffers, call.args, call.kwargs)
 
     def logits_of(self, output: Any) -> Tensor:
         """Return the logits in an output of the model."""
