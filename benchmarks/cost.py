@@ -96,7 +96,7 @@ def main() -> None:
             build = time.perf_counter() - started
             if form == "inductor":
                 hand.model.compile()
-                adapted.module.compile()
+                adapted.learner.module.compile()
             for _ in range(2):
                 hand(x), adapted(x)
             pairs = [(cpu_seconds(hand, x), cpu_seconds(adapted, x)) for _ in range(options.calls)]

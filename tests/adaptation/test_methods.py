@@ -23,7 +23,7 @@ def net(dropout=0.5):
 def modes(adapted):
     """Return which modules are in train mode when they are called."""
     seen = set()
-    for name, module in adapted.module.named_modules():
+    for name, module in adapted.learner.module.named_modules():
         module.register_forward_pre_hook(
             lambda module, args, name=name: seen.add(name) if module.training else None
         )

@@ -63,7 +63,8 @@ def test_a_closed_gate_is_a_skipped_step(rule, _peer, _options):
     gated, gated_slots = rule.update(weights, grads[0], slots, torch.tensor(False))
     for name, weight in weights.items():
         assert torch.equal(gated[name], weight)
-        assert all(torch.equal(gated_slots[slot][name], slots[slot][name]) for slot in slots)
+    for slot, held in slots.items():
+        assert all(torch.equal(gated_slots[slot][k], tensor) for k, tensor in held.items())
     after, _ = rule.update(gated, grads[1], gated_slots, torch.tensor(True))
     alone, _ = rule.update(weights, grads[1], slots)
     assert all(torch.equal(after[name], alone[name]) for name in weights)

@@ -21,8 +21,12 @@ def optimizer(config: Config) -> SGD | Adam:
 
 def slots(state: State) -> dict[str, Tensor]:
     """Return the optimiser's state as recordings name it: ``optim.<parameter>.<slot>``."""
-    return {
+    found = {
         f"optim.{name}.{slot}": tensor
         for slot, held in state.slots.items()
         for name, tensor in held.items()
+        if slot != "step"
     }
+    # PyTorch counts for each tensor what the library counts once for all.
+    counts = state.slots.get("step", {}).values()
+    return found | {f"optim.{name}.step": count for count in counts for name in state.weights}

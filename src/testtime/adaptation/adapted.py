@@ -126,7 +126,7 @@ class Adapted(nn.Module):
             source=source,
             preprocessing=preprocessing or self._own,
         )
-        self.module = self.learner.module
+        self._network = self.learner.module  # registered, so that .to() and parameters() see it
         self._turn = _Turn()
         self._unseen = True
         self.suspicion = ""
@@ -136,10 +136,9 @@ class Adapted(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Adapt to the batch, then answer it as the model would."""
         with self._entered(Call(args, kwargs)) as call:
-            if self._unseen:
+            if self._unseen or self.strict:
                 self._look(call)
-            elif self.strict:
-                self._look_again(call)
+            self.learner.measure_coupling(call)
             if self.episodic == "sample":
                 logits = self._each(call)
             else:
@@ -174,16 +173,14 @@ class Adapted(nn.Module):
             )
         for _ in range(passes):
             for batch in batches:
-                if isinstance(batch, Mapping):
-                    self(**batch)
-                else:
-                    self(batch[0] if isinstance(batch, Sequence) else batch)
+                call = Call.of(batch)
+                self(*call.args, **call.kwargs)
         return self
 
     @property
     def answers(self) -> Literal["before", "after"]:
         """Whether an answer comes from before or from after the update by its own batch."""
-        return self.method.answers
+        return self.learner.answers
 
     # State.
 
@@ -206,7 +203,16 @@ class Adapted(nn.Module):
             self.learner.restore(state)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Return the whole state and the identity of model and method, as tensors."""
+        """Return the whole state and the identity of model and method, as tensors.
+
+        Raises:
+            TypeError: it was asked for by a module around this one, whose own would lack it.
+        """
+        if args or kwargs.get("destination") is not None:
+            raise TypeError(
+                "An adapted model inside another module cannot be part of its state dict. Save it "
+                "by itself, with save() or its own state_dict()."
+            )
         with self._turn.taken():
             return persistence.pack(self.learner)
 
@@ -301,7 +307,7 @@ class Adapted(nn.Module):
                 # With the cache, a second forward would read the weights of the first.
                 dtype = torch.get_autocast_dtype(device)
                 stack.enter_context(torch.autocast(device, dtype=dtype, cache_enabled=False))
-            check_call(call, self.module, self.method.smallest_batch, type(self.method).__name__)
+            check_call(call, self._network, self.method.smallest_batch, type(self.method).__name__)
             self._check_shared()
             stack.enter_context(self._left_alone())
             try:
@@ -358,6 +364,8 @@ class Adapted(nn.Module):
         if self._many == "vmap":
             try:
                 return learner.adapt_each(call, CHUNK)
+            except torch.OutOfMemoryError:
+                raise
             except (RuntimeError, ValueError, NotImplementedError, TypeError, IndexError) as error:
                 refusal = str(error).splitlines()[0] if str(error) else type(error).__name__
                 logits = learner.adapt_each(call, 0)
@@ -375,17 +383,12 @@ class Adapted(nn.Module):
         return put_logits(raw, old, logits)
 
     def _look(self, call: Call) -> None:
-        """Look at the values of a first batch, and measure whether its rows couple."""
+        """Look at the values of a batch: refuse what cannot be, tell what is only suspicious."""
         self.suspicion = check_values(call.x, self._given, self._own)
         if self.suspicion and self.strict:
             raise ValueError(self.suspicion)
         if self.suspicion:
             self.learner.say(self.suspicion)
-        if self.learner.couples is None and call.x.shape[0] > 1:
-            self.learner.couples = self.learner.measure_coupling(call)
-
-    def _look_again(self, call: Call) -> None:
-        check_values(call.x, self._given, None)
 
     def _check_shared(self) -> None:
         name = self._shared.changed()

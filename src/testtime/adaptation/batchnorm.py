@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from testtime.adaptation import select
 
@@ -19,10 +18,8 @@ def batch_norms(
     """Return the BatchNorm layers that keep running statistics, by name."""
     found: dict[str, _BatchNorm] = {}
     for name, layer in module.named_modules():
-        # torch derives its InstanceNorm from the base class of its BatchNorm.
-        if not isinstance(layer, _BatchNorm) or isinstance(layer, _InstanceNorm):
-            continue
-        if isinstance(layer, kinds) and layer.running_mean is not None:
+        norm = isinstance(layer, _BatchNorm) and isinstance(layer, kinds)
+        if norm and layer.running_mean is not None:
             found[name] = layer
     return found
 

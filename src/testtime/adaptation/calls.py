@@ -17,6 +17,18 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    @classmethod
+    def of(cls, batch: Any) -> "Call":
+        """Return the call of a batch as loaders give it.
+
+        Args:
+            batch: an input, named arguments, or a sequence whose first element is the input; what
+                follows, such as labels, is not looked at.
+        """
+        if isinstance(batch, Mapping):
+            return cls((), dict(batch))
+        return cls((batch if isinstance(batch, Tensor) else batch[0],), {})
+
     @property
     def _place(self) -> int | str:
         if self.args:

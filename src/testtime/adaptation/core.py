@@ -102,7 +102,7 @@ class Net:
 
     @property
     def couples(self) -> bool:
-        """Whether a row's answer depends on the rows beside it, as measured."""
+        """Whether a row's answer depends on the rows beside it, measured on the first two rows."""
         return bool(self._learner.couples)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class Net:
                 "Use a method that keeps the rows, or bind such arguments in a wrapper."
             )
         given = call.at(learner.spared(x))
-        output = self.run(lambda module: module(*given.args, **given.kwargs))
+        output = self._run(x.shape[0], lambda module: module(*given.args, **given.kwargs))
         if learner.overwrites is None and not learner.many:  # under vmap nothing shows
             learner.overwrites = given.x._version > 0
         logits = find_logits(output, learner.where)
@@ -141,6 +141,10 @@ class Net:
 
     def run(self, f: Callable[..., Any], *args: Any) -> Any:
         """Return ``f(module, *args)`` under these weights: features, hooks, heads."""
+        first = next((arg for arg in args if isinstance(arg, Tensor) and arg.dim()), None)
+        return self._run(1 if first is None else first.shape[0], f, *args)
+
+    def _run(self, rows: int, f: Callable[..., Any], *args: Any) -> Any:
         learner = self._learner
         cast = {k: w.to(learner.dtypes[k]) for k, w in self.weights.items()}
         values = {f"module.{k}": v for k, v in (cast | self.buffers).items()}
@@ -149,7 +153,10 @@ class Net:
             result = functional_call(learner.runner, values, (f, args))
         # A buffer that the forward replaced, rather than wrote to, comes back in the dictionary.
         self.buffers.update({k: values[f"module.{k}"] for k in self.buffers})
-        learner.forwards += max(learner.many, 1) * (learner.call.x.shape[0] if learner.call else 1)
+        rows *= max(learner.many, 1)
+        learner.forwards += rows
+        if learner.many or any(weight.requires_grad for weight in self.weights.values()):
+            learner.graded += rows
         return result
 
     def at(self, values: Tensors) -> "Net":
@@ -177,7 +184,7 @@ class Net:
     def gradient(self, f: Callable[["Net"], tuple[Tensor, Any]]) -> tuple[Tensors, Any]:
         """Return the gradient of ``f(net) -> loss, aux`` by the weights, and ``aux``."""
         learner = self._learner
-        learner.backwards += max(learner.many, 1) * (learner.call.x.shape[0] if learner.call else 1)
+        graded = learner.graded
         if learner.many:
 
             def loss(weights: Tensors) -> tuple[Tensor, Any]:
@@ -188,12 +195,16 @@ class Net:
             kept = len(learner.outputs)
             grads, aux = grad(loss, has_aux=True)({k: w.detach() for k, w in self.weights.items()})
             del learner.outputs[kept:]  # torch's wrappers in them are dead outside of grad()
+            learner.backwards += learner.graded - graded
+            learner.graded = graded  # these are not of the loss around
             return grads, aux
         leaves = {k: w.detach().requires_grad_() for k, w in self.weights.items()}
         loss_value, aux = f(Net(learner, leaves, self.buffers, self._mode))
         values = torch.autograd.grad(
             loss_value, list(leaves.values()), allow_unused=True, materialize_grads=True
         )
+        learner.backwards += learner.graded - graded
+        learner.graded = graded
         return dict(zip(leaves, values, strict=True)), aux
 
 
@@ -220,7 +231,6 @@ class Method:
     name: ClassVar[str] = "method"
     adapts: ClassVar[str] = "nothing"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
-    answers: ClassVar[Literal["before", "after"]] = "before"
     needs_source: ClassVar[bool] = False
     smallest_batch: ClassVar[int] = 1
     cost: ClassVar[tuple[int, int]] = (1, 1)
@@ -278,12 +288,20 @@ class Method:
             values |= cls.presets[name]
         return cls(**values | changes)
 
+    @property
+    def answers(self) -> Literal["before", "after"]:
+        """Whether an answer comes from before or from after the update by its own batch."""
+        return "before"
+
     def configure(self, module: nn.Module) -> nn.Module:
         """Change the private copy (statistics, heads) before anything is selected."""
         return module
 
     def select(self, module: nn.Module) -> list[str]:
-        """Return the names of the parameters and buffers that may change."""
+        """Return the names of the parameters that adapt, and of the buffers that then move.
+
+        Buffers are named for reports: those that a forward moves are kept either way.
+        """
         return []
 
     def prepare(self, learner: "Learner", batches: Iterable[Any]) -> Tensors:
@@ -291,7 +309,11 @@ class Method:
         return {}
 
     def begin(self, net: Net, x: Tensor, draw: Draw) -> Tensors:
-        """Return the memory as it is before the first batch; tensors of declared capacity."""
+        """Return the memory as it is before the first batch; tensors of declared capacity.
+
+        ``x`` is there for its shape, dtype and device, ``net.classes`` is known; a memory made from
+        the values of ``x`` would carry the first batch into every later episode.
+        """
         return {}
 
     def loss(self, net: Net, x: Tensor, memory: Tensors, draw: Draw) -> Objective:

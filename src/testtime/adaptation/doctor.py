@@ -132,7 +132,7 @@ def _examine(name: str, model: nn.Module, x: Tensor | None, **options: Any) -> F
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _dry_step(adapt(model, name, **options), x)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError) as error:
         return Finding(name, False, str(error).removesuffix(ADVICE))
 
 
@@ -141,11 +141,12 @@ def _dry_step(adapted: Adapted, x: Tensor | None) -> Finding:
     found = partial(Finding, adapted.method.name, adapts=report.adapts, share=report.share)
     if x is None:
         return found(True, f"adapts {kind}; not run, for there are no usable inputs")
+    logits = adapted.learner.logits_of
+    before = logits(adapted.predict(x) if adapted.method.optimizer else adapted.source(x))
     adapted(x)
-    source, after = (adapted.learner.logits_of(f(x)) for f in (adapted.source, adapted.predict))
-    changed = float((after - source).abs().max())
-    if kind != "nothing" and not changed and adapted.learner.unused is None:
-        return found(False, f"adapts {kind}, but that changed nothing in the answer")
+    changed = float((logits(adapted.predict(x)) - before).abs().max())
+    if kind != "nothing" and not changed:
+        return found(False, f"adapts {kind}, but one step on these inputs changed no answer")
     detail = f"adapts {kind}: one step moved logits by up to {changed:.3g}"
     return found(True, detail, unsafe=_unsafe(adapted, x), changed=changed)
 

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from testtime.adaptation.batchnorm import moments
 from testtime.adaptation.calls import Call
+from testtime.adaptation.core import Method
 from testtime.adaptation.learner import Learner
 
 Frozen = Literal["source", "last"]
@@ -41,21 +42,26 @@ def export(learner: Learner, call: Call | None, statistics: Frozen | None) -> Ex
             the method does is more than the network's own forward.
     """
     method = type(learner.method).__name__
-    if call is not None and call.x.shape[0] > 1 and learner.couples is None:
-        learner.couples = learner.measure_coupling(call)
+    if call is not None:
+        learner.measure_coupling(call)
+    elif learner.couples is None or type(learner.method).predict is not Method.predict:
+        raise ValueError(
+            f"Without a batch it is not known whether a plain module answers as {method} does. "
+            "Pass one, typically the last: export(batch)."
+        )
     if learner.couples and (call is None or statistics is None):
         raise ValueError(
             f"The answers of {method} depend on the batch they come in, which a plain module "
             "cannot do. Say what to freeze: export(batch, statistics='source') or 'last'."
         )
-    if learner.couples is None and call is None and _has_batch_norm(learner.module):
-        raise ValueError(
-            f"No batch was seen yet, so it is not known whether the answers of {method} depend on "
-            "the batch. Pass one: export(batch)."
-        )
     module = copy.deepcopy(learner.original)
     held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     answering = learner.method.answering(learner.live, learner.state.memory)
+    if lost := set(answering.weights) - set(held):
+        raise ValueError(
+            f"{method} adapts '{min(lost)}', which your own network does not have, so a plain "
+            "module of it cannot hold what was learned. Keep the adapted model."
+        )
     with torch.no_grad():
         for name, value in {**answering.weights, **answering.buffers}.items():
             if name in held:
@@ -77,10 +83,6 @@ def export(learner: Learner, call: Call | None, statistics: Frozen | None) -> Ex
             "module cannot hold it. Keep the adapted model."
         )
     return Exported(module, gap)
-
-
-def _has_batch_norm(module: nn.Module) -> bool:
-    return any(isinstance(layer, _BatchNorm) for layer in module.modules())
 
 
 def _last_statistics(learner: Learner, call: Call) -> dict[str, tuple[Tensor, Tensor]]:

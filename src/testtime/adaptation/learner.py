@@ -3,7 +3,8 @@
 import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,9 @@ class Learner:
         self.method, self.where, self.seed = method, where, seed
         self.preprocessing = preprocessing
         self.original = private_copy(model).eval()
-        self.module = method.configure(private_copy(model)).requires_grad_(False)
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)  # a head that the method makes is the same every time
+            self.module = method.configure(private_copy(model)).requires_grad_(False)
         for layer in self.module.modules():
             if isinstance(layer, nn.GroupNorm):
                 layer.register_forward_pre_hook(_contiguous)
@@ -87,15 +90,17 @@ class Learner:
         self.start = self._begun_here()
         self.constants: Tensors = {}
         self.work = self.state
-        self.begun = False
+        self.answers: Literal["before", "after"] = method.answers
         self.inner = 0
         self.classes = 0
         self.couples: bool | None = None
         self.draws: bool | None = None
         self.overwrites: bool | None = None
         self.unused: list[str] | None = None
+        self._quiet: dict[tuple[str, ...], bool] = {}
+        self._forward, self._drew = 0, False
         self.many = 0
-        self.forwards = self.backwards = 0
+        self.forwards = self.graded = self.backwards = 0
         self.call: Call | None = None
         self.output: Output | None = None  # what the answer came in, where it is no tensor alone
         self.outputs: list[Output] = []
@@ -113,10 +118,6 @@ class Learner:
         """The network as it is at this moment of the step."""
         return Net(self, self.work.weights, self.work.buffers)
 
-    def source(self, x: Tensor) -> Any:
-        """Return the output of the user's own model in eval mode."""
-        return self.source_output((self.call or Call((x,), {})).at(x))
-
     def source_output(self, call: Call) -> Any:
         """Return the output of the user's own model in eval mode for a call; nothing changes."""
         return self.plain_output(self.original, call)
@@ -124,9 +125,9 @@ class Learner:
     def plain_output(self, module: nn.Module, call: Call) -> Any:
         """Return a module's output for a call; neither its buffers nor the input change."""
         buffers = {k: b.clone() for k, b in module.named_buffers()}
-        same = torch.Generator(self.device).manual_seed(self.seed)
         call = call.at(self.spared(call.x))
-        with torch.no_grad(), self.own_randomness((), same):
+        self._forward = -1  # the same noise at every call
+        with torch.no_grad(), self.own_randomness(()):
             return functional_call(module, buffers, call.args, call.kwargs)
 
     def logits_of(self, output: Any) -> Tensor:
@@ -144,34 +145,36 @@ class Learner:
             self.module.get_submodule(name).train()
 
     @contextlib.contextmanager
-    def own_randomness(
-        self, mode: tuple[str, ...], generator: torch.Generator | None = None
-    ) -> Iterator[None]:
+    def own_randomness(self, mode: tuple[str, ...]) -> Iterator[None]:
         """Keep what a forward draws (dropout in train mode, noise) out of the global generator.
 
-        Whether the network draws in eval mode too is measured at its first forward.
+        The seed follows from that of the learner, the batch, the inner step and the number of the
+        forward in it. Whether the network draws in eval mode too is measured at its first forward.
         """
-        norms = select.layers(self.module) if mode else []
-        quiet = all(name in norms for name in mode)
+        self._forward += 1
+        quiet = self._norms_alone(mode)
         if quiet and self.draws is False:
             yield
             return
-        generator = self.generator if generator is None else generator
-        before = generator.get_state()
-        seed = int(torch.randint(2**62, (), generator=generator, device=self.device))
+        place = (self.seed, self.state.batch, self.inner, self._forward)
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seed)
+            torch.manual_seed(hash(place) % 2**63)
             start = _global_generator(self.device)
             yield
             if quiet and self.draws is None:
                 self.draws = not torch.equal(start, _global_generator(self.device))
-        if quiet and not self.draws:
-            generator.set_state(before)
+
+    def _norms_alone(self, mode: tuple[str, ...]) -> bool:
+        if mode not in self._quiet:
+            norms = set(select.layers(self.module))
+            self._quiet[mode] = all(name in norms for name in mode)
+        return self._quiet[mode]
 
     # The primitives of a step. Each changes `work` alone.
 
     def draw(self, name: str, make: Callable[[torch.Generator], Tensor]) -> Tensor:
         """Return a random value: ``make(generator)``. The name tells it apart in its inner step."""
+        self._drew = True
         return make(self.generator)
 
     def gradient(
@@ -179,11 +182,12 @@ class Learner:
     ) -> tuple[Objective, Tensors]:
         """Return the objective of ``loss(net, x, memory)`` and its gradient by the weights."""
         leaves = {k: w.detach().requires_grad_() for k, w in self.work.weights.items()}
+        graded = self.graded
         objective = self._evaluate(loss, leaves)
         check_objective(objective, self.method, self.many)
         if objective.loss is None:
             return objective, {}
-        self.backwards += self._batch
+        self.backwards += self.graded - graded
         found: Iterable[Tensor | None] = [None] * len(leaves)
         if objective.loss.requires_grad:
             total = objective.loss.sum()
@@ -220,20 +224,6 @@ class Learner:
         for name, value in values.items():
             self.work.memory[name] = gate(when, value.detach(), self.work.memory[name])
 
-    def rewind(
-        self,
-        parts: tuple[str, ...] = ("",),
-        survives: tuple[str, ...] = (),
-        when: Tensor | None = None,
-    ) -> None:
-        """Put back, where ``when`` holds, what lies under ``parts`` but not ``survives``."""
-        start = self.start.tensors()
-        for group, held in self.work.groups().items():
-            for name in held:
-                path = f"{group}.{name}"
-                if under(path, parts) and not under(path, survives):
-                    held[name] = gate(when, start[path].clone(), held[name])
-
     def note(self, **values: Tensor) -> None:
         """Keep quantities of this inner step to show; they last until the next batch."""
         for name, value in values.items():
@@ -258,6 +248,7 @@ class Learner:
             self.remember(settled.memory)
             self.note(**settled.notes)
         if objective.logits is None:
+            self.answers = "after"
             return self.answer()
         return objective.logits
 
@@ -284,7 +275,7 @@ class Learner:
 
     def predict(self, call: Call) -> Tensor:
         """Return the logits of a batch; nothing changes."""
-        begun = self.begun
+        begun = self.state.begun
         with self._opened(call):
             logits = self._answered(self.answer())
         self._undo(begun)
@@ -295,6 +286,7 @@ class Learner:
         answers = []
         outputs: list[Output | None] = []
         skipped = self.state.skipped.clone()
+        notes: list[dict[str, list[Tensor]]] = []
         for first in range(0, call.x.shape[0], max(chunk, 1)):
             rows = call.rows(slice(first, first + max(chunk, 1)))
             with self._opened(rows, many=rows.x.shape[0] if chunk else 0, fresh=True):
@@ -304,20 +296,38 @@ class Learner:
                 skipped += (~self._finite).sum()
                 answers.append(logits)
                 outputs.append(self.output)
+                notes.append(
+                    {
+                        k: held if chunk else [t.unsqueeze(0) for t in held]
+                        for k, held in self.notes.items()
+                    }
+                )
         self.state.skipped.copy_(skipped)
         self.state.batch += 1
         self.output = join(outputs)
+        self.notes = {
+            k: [torch.cat(parts) for parts in zip(*(part[k] for part in notes), strict=True)]
+            for k in notes[0]
+        }
         return torch.cat(answers)
 
-    def measure_coupling(self, call: Call) -> bool:
-        """Return whether a row's answer depends on the row beside it, by trying."""
+    def measure_coupling(self, call: Call) -> None:
+        """Find out whether a row's answer depends on the row beside it, by trying; once."""
+        if self.couples is not None or call.x.shape[0] < 2:
+            return
+        pair, x = call.rows(slice(0, 2)), call.x
+        if torch.equal(x[0], x[1]):  # a neighbour like oneself shows nothing
+            other = x[:1] * 0.5 + 0.1 if x.is_floating_point() else x[:1].roll(1, -1)
+            pair = pair.at(torch.cat([x[:1], other]))
         try:
-            pair, alone = (self.predict(call.rows(slice(0, n)))[:1] for n in (2, 1))
+            beside, alone = self.predict(pair)[:1], self.predict(call.rows(slice(0, 1)))
         except ValueError:  # statistics of one row do not exist
-            return True
-        # Kernels differ by batch size, in their last digits only.
-        digits = 0.05 if pair.dtype in _HALF else 1e-4
-        return bool((pair - alone).abs().max() > digits * pair.abs().max())
+            self.couples = True
+            return
+        # Kernels differ by batch size, in their last digits only; NaN is no agreement.
+        digits = 0.05 if alone.dtype in _HALF else 1e-4
+        gap = (beside - alone).abs().max()
+        self.couples = not bool(gap <= digits * beside.abs().max())
 
     @torch.inference_mode(False)
     def move(self, fn: Callable[[Tensor], Tensor]) -> None:
@@ -345,7 +355,14 @@ class Learner:
 
     def restore(self, state: State) -> None:
         """Write a state of this very learner back."""
-        target, given = self.state.tensors(), state.tensors()
+        if state.begun and not self.state.begun:
+            raise ValueError(
+                "The snapshot holds a memory that this adapted model has not begun. It is of "
+                "another one: use save() and load() to go on elsewhere."
+            )
+        memory = dict(self.state.memory) if state.begun else {}
+        target = replace(self.state, memory=memory).tensors()
+        given = state.tensors()
         if {k: t.shape for k, t in target.items()} != {k: t.shape for k, t in given.items()}:
             odd = sorted(set(target) ^ set(given)) or "shapes"
             raise ValueError(
@@ -357,7 +374,7 @@ class Learner:
                 tensor.copy_(given[path])
         self.generator.set_state(state.generator)
         self.state.generator = state.generator.clone()
-        self.state.batch = state.batch
+        self.state.memory, self.state.batch, self.state.begun = memory, state.batch, state.begun
 
     # How it is done.
 
@@ -395,8 +412,9 @@ class Learner:
     @contextlib.contextmanager
     def _opened(self, call: Call, many: int = 0, fresh: bool = False) -> Iterator[None]:
         """Give the step values of its own; on an error nothing has changed."""
-        begun, said = self.begun, list(self.said)
+        begun, said = self.state.begun, list(self.said)
         self.call, self.many, self.output, self.outputs = call, many, None, []
+        self._forward, self._drew = 0, False
         if fresh:
             self.generator.set_state(self.start.generator)
         self._finite = torch.ones((many,) if many else (), dtype=torch.bool, device=self.device)
@@ -417,25 +435,28 @@ class Learner:
         """Take back what was drawn, and a beginning that was only for this call."""
         self.generator.set_state(self.state.generator)
         if not begun:
-            self.begun, self.state.memory, self.start.memory = False, {}, {}
+            self.state.begun, self.state.memory, self.start.memory = False, {}, {}
             self.start.generator = self.state.generator.clone()
 
     def _begin(self, fresh: bool) -> None:
         """Ask the method for its memory, once, and take the start again."""
-        if self.begun or self.call is None:
+        if self.state.begun or self.call is None:
             return
         many, self.many = self.many, 0
         call = self.call
         if fresh:
             self.call = call.rows(slice(0, 1))
         self.work = self.state.values()
+        if not self.classes:
+            row = call.rows(slice(0, 1))
+            self.classes = self.logits_of(self.source_output(row)).shape[1]
         with torch.no_grad():
             memory = self.method.begin(self.live, self.call.x, self.draw)
         self.call, self.many, self.outputs = call, many, []
         self.state.memory = {k: t.detach().clone() for k, t in memory.items()}
         self.start.memory = {k: t.clone() for k, t in self.state.memory.items()}
         self.start.generator = self.generator.get_state()
-        self.begun = True
+        self.state.begun = True
 
     def _commit(self) -> None:
         if self._versions != self._count_versions():
@@ -443,20 +464,20 @@ class Learner:
                 f"{type(self.method).__name__} changed a weight or its memory in place. Its loss "
                 "and settle must be pure: return new values."
             )
-        for held, new in zip(
-            self.state.groups().values(), self.work.groups().values(), strict=True
-        ):
-            for name, kept in held.items():
-                if new[name] is not kept:
-                    kept.copy_(torch.where(self._finite, new[name].detach(), kept))
+        kept, new = [], []
+        for path, old in self.state.groups().items():
+            values = self.work.groups()[path]
+            moved = [name for name in old if values[name] is not old[name]]
+            kept += [old[name] for name in moved]
+            new += [values[name].detach() for name in moved]
+        _copy_where(self._finite, kept, new)
         self.state.skipped.add_(~self._finite)
-        drawn = self.generator.get_state()
         # Only a method that draws pays for this look: numbers that a skipped batch consumed go
         # back, so that what follows is as if it had not been there.
-        if not torch.equal(drawn, self.state.generator) and not bool(self._finite):
+        if self._drew and not bool(self._finite):
             self.generator.set_state(self.state.generator)
-            drawn = self.state.generator
-        self.state.generator = drawn
+        if self._drew:
+            self.state.generator = self.generator.get_state()
         self.state.batch += 1
 
     def _count_versions(self) -> list[int]:
@@ -464,11 +485,10 @@ class Learner:
 
     def _require_finite(self, *tensors: Tensor) -> None:
         """Note on the device whether all is finite, for the batch or for each sample."""
-        for tensor in tensors:
-            finite = tensor.isfinite()
-            self._finite = self._finite & (
-                finite.reshape(self.many, -1).all(1) if self.many else finite.all()
-            )
+        rows = max(self.many, 1)
+        for one in _few([t.detach().reshape(rows, -1) for t in tensors]):
+            finite = one.isfinite().all(1)
+            self._finite = self._finite & (finite if self.many else finite[0])
 
     def _settle_unused(self, names: list[str], grads: Tensors) -> None:
         self.unused = [name for name in names if name not in grads]
@@ -485,12 +505,18 @@ class Learner:
             )
 
     def _prepare(self, batches: Iterable[Any]) -> None:
-        self.work = self.state.values()
-        with torch.inference_mode(False), torch.enable_grad():
+        self.work, self._versions = self.state.values(), self._count_versions()
+        with torch.enable_grad():
             self.constants = self.method.prepare(self, batches)
+        bad = [k for k, t in self.constants.items() if not bool(t.isfinite().all())]
+        if bad or not bool(self._finite):
+            raise ValueError(
+                f"What {type(self.method).__name__} computed from the source data is not finite"
+                f"{f' ({some(bad)})' if bad else ''}. Look for NaN or infinite values in source=."
+            )
         self._commit()
-        self.state.batch = 0
-        self.work, self.unused = self.state, None
+        self.state.batch, self.notes, self.unused = 0, {}, None
+        self.work = self.state
         self.start = self._begun_here()
 
     def _begun_here(self) -> State:
@@ -509,6 +535,33 @@ class Learner:
             for slot, held in start.slots.items()
         }
         return start
+
+
+# Tensors up to this many values are handled together: a launch each would cost more than the work.
+_SMALL = 2**16
+
+
+def _few(tensors: list[Tensor]) -> list[Tensor]:
+    """Return two-dimensional tensors, the small ones of a dtype joined along dimension 1."""
+    groups: dict[Any, list[Tensor]] = {}
+    for index, tensor in enumerate(tensors):
+        groups.setdefault(tensor.dtype if tensor.numel() <= _SMALL else index, []).append(tensor)
+    return [torch.cat(group, 1) for group in groups.values()]
+
+
+def _copy_where(where: Tensor, kept: list[Tensor], new: list[Tensor]) -> None:
+    """Write ``new`` into ``kept`` where the boolean scalar holds, small tensors together."""
+    groups: dict[Any, list[int]] = {}
+    for index, tensor in enumerate(kept):
+        groups.setdefault(tensor.dtype if tensor.numel() <= _SMALL else index, []).append(index)
+    for places in groups.values():
+        old, value = (torch.cat([t[i].reshape(-1) for i in places]) for t in (kept, new))
+        sizes = [kept[i].numel() for i in places]
+        parts = torch.split(torch.where(where, value, old), sizes)
+        torch._foreach_copy_(
+            [kept[i] for i in places],
+            [part.view(kept[i].shape) for part, i in zip(parts, places, strict=True)],
+        )
 
 
 def _contiguous(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 Tensors = dict[str, Tensor]
 Slots = dict[str, Tensors]
+Listed = list[Tensor] | tuple[Tensor, ...]
 
 
 def _like(value: Tensor, target: Tensor) -> Tensor:
@@ -24,6 +25,10 @@ def gate(when: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
         old: like ``new``.
     """
     return new if when is None else torch.where(_like(when, new), new, old)
+
+
+def _put(held: Tensors, new: Listed, names: list[str], when: Tensor | None) -> Tensors:
+    return held | {k: gate(when, value, held[k]) for k, value in zip(names, new, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -52,18 +57,18 @@ class SGD:
         self, weights: Tensors, grads: Tensors, slots: Slots, when: Tensor | None = None
     ) -> tuple[Tensors, Slots]:
         """Return new weights and slots; a tensor without gradient stays as it is."""
-        weights, slots = dict(weights), {slot: dict(held) for slot, held in slots.items()}
-        for name, grad in grads.items():
-            weight = weights[name]
-            if self.weight_decay:
-                grad = grad.add(weight, alpha=self.weight_decay)
-            if self.momentum:
-                held = slots["momentum_buffer"]
-                moved = held[name].mul(self.momentum).add_(grad)
-                held[name] = gate(when, moved, held[name])
-                grad = grad.add(moved, alpha=self.momentum) if self.nesterov else moved
-            weights[name] = gate(when, weight.add(grad, alpha=-self.lr), weight)
-        return weights, slots
+        names = list(grads)
+        step: Listed = list(grads.values())
+        values = [weights[k] for k in names]
+        if self.weight_decay:
+            step = torch._foreach_add(step, values, alpha=self.weight_decay)
+        if self.momentum:
+            held = slots["momentum_buffer"]
+            moved = torch._foreach_mul([held[k] for k in names], self.momentum)
+            torch._foreach_add_(moved, step)
+            ahead = torch._foreach_add(step, moved, alpha=self.momentum) if self.nesterov else moved
+            slots, step = {"momentum_buffer": _put(held, moved, names, when)}, ahead
+        return _put(weights, torch._foreach_add(values, step, alpha=-self.lr), names, when), slots
 
 
 @dataclass(frozen=True)
@@ -83,33 +88,47 @@ class Adam:
     weight_decay: float = 0.0
 
     def slots(self, weights: Tensors) -> Slots:
-        """Return the state before the first update, zeros; ``step`` counts updates."""
-        zeros = {k: torch.zeros_like(w) for k, w in weights.items()}
-        step = {k: w.new_zeros((), dtype=torch.float32) for k, w in weights.items()}
+        """Return the state before the first update, zeros; ``step`` counts the updates of all."""
+        device = next((w.device for w in weights.values()), None)
         return {
-            "exp_avg": zeros,
-            "exp_avg_sq": {k: z.clone() for k, z in zeros.items()},
-            "step": step,
+            "exp_avg": {k: torch.zeros_like(w) for k, w in weights.items()},
+            "exp_avg_sq": {k: torch.zeros_like(w) for k, w in weights.items()},
+            "step": {"all": torch.zeros((), dtype=torch.float32, device=device)},
         }
 
     def update(
         self, weights: Tensors, grads: Tensors, slots: Slots, when: Tensor | None = None
     ) -> tuple[Tensors, Slots]:
         """Return new weights and slots; a tensor without gradient stays as it is."""
-        weights, slots = dict(weights), {slot: dict(held) for slot, held in slots.items()}
+        names = list(grads)
+        grad: Listed = list(grads.values())
+        values = [weights[k] for k in names]
         beta1, beta2 = self.betas
-        for name, grad in grads.items():
-            weight, old = weights[name], {slot: held[name] for slot, held in slots.items()}
-            if self.weight_decay:
-                grad = grad.add(weight, alpha=self.weight_decay)
-            first = old["exp_avg"].lerp(grad, 1 - beta1)
-            second = old["exp_avg_sq"].mul(beta2).addcmul_(grad, grad, value=1 - beta2)
-            step = old["step"] + 1
-            count = _like(step.to(weight.dtype), weight)
-            root = (second / -torch.expm1(count * math.log(beta2))).sqrt_().add_(self.eps)
-            size = self.lr / -torch.expm1(count * math.log(beta1))
-            moved = {"exp_avg": first, "exp_avg_sq": second, "step": step}
-            for slot, value in moved.items():
-                slots[slot][name] = gate(when, value, old[slot])
-            weights[name] = gate(when, weight - size * first / root, weight)
-        return weights, slots
+        if self.weight_decay:
+            grad = torch._foreach_add(grad, values, alpha=self.weight_decay)
+        first = torch._foreach_lerp([slots["exp_avg"][k] for k in names], grad, 1 - beta1)
+        second = torch._foreach_mul([slots["exp_avg_sq"][k] for k in names], beta2)
+        torch._foreach_addcmul_(second, grad, grad, value=1 - beta2)
+        step = slots["step"]["all"] + 1
+        root = torch._foreach_div(second, self._correction(step, beta2, values))
+        torch._foreach_sqrt_(root)
+        torch._foreach_add_(root, self.eps)
+        torch._foreach_mul_(root, self._correction(step, beta1, values))
+        change = torch._foreach_div(first, root)
+        torch._foreach_mul_(change, -self.lr)
+        after = {
+            "exp_avg": _put(slots["exp_avg"], first, names, when),
+            "exp_avg_sq": _put(slots["exp_avg_sq"], second, names, when),
+            "step": {"all": gate(when, step, slots["step"]["all"])},
+        }
+        return _put(weights, torch._foreach_add(values, change), names, when), after
+
+    def _correction(self, step: Tensor, beta: float, values: list[Tensor]) -> list[Tensor]:
+        """Return ``1 - beta ** step``, for the zeros that the moments began with."""
+        made: dict[tuple[torch.dtype, int], Tensor] = {}
+        for value in values:
+            key = (value.dtype, value.dim())
+            if key not in made:
+                count = _like(step.to(value.dtype), value)
+                made[key] = -torch.expm1(count * math.log(beta))
+        return [made[value.dtype, value.dim()] for value in values]

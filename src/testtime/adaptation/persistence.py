@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from testtime.adaptation.learner import Learner
 from testtime.adaptation.optim import Tensors
 
 FORMAT = 1
-# The start's weights are the model's, which is fingerprinted, and its slots are zeros.
-_KEPT = ("buffers.", "memory.", "generator")
+_KEPT = ("buffers.", "memory.", "generator")  # of the start; its slots are zeros
 
 
 def pack(learner: Learner) -> Tensors:
@@ -29,12 +28,18 @@ def pack(learner: Learner) -> Tensors:
     identity = {
         "format": FORMAT,
         "batch": learner.state.batch,
-        "begun": learner.begun,
-        "method": {"method": learner.method.name, **learner.method.configuration()},
-        "model": fingerprint(learner.original),
+        "begun": learner.state.begun,
+        "classes": learner.classes,
+        "couples": learner.couples,
+        "method": _method(learner),
+        "model": _fingerprint(learner),
     }
     packed = {f"state.{k}": t.clone() for k, t in learner.state.tensors().items()}
     packed |= {f"start.{k}": t.clone() for k, t in start.items()}
+    # The start's weights are the model's, which is fingerprinted, unless source data moved them.
+    theirs = {p.data_ptr() for p in learner.original.parameters()}
+    moved = {k: w for k, w in learner.start.weights.items() if w.data_ptr() not in theirs}
+    packed |= {f"start.weights.{k}": w.clone() for k, w in moved.items()}
     packed |= {f"constants.{k}": t.clone() for k, t in learner.constants.items()}
     packed["identity"] = torch.tensor(list(json.dumps(identity).encode()), dtype=torch.uint8)
     return packed
@@ -65,7 +70,7 @@ def unpack(learner: Learner, packed: Mapping[str, Any]) -> None:
     }
     held = {f"state.{k}": t for k, t in learner.state.tensors().items()}
     held |= {f"start.{k}": t for k, t in learner.start.tensors().items() if k.startswith(_KEPT)}
-    held = {k: t for k, t in held.items() if ".memory." not in k}
+    held = {k: t for k, t in held.items() if not k.startswith(("state.memory.", "start.memory."))}
     wrong = [
         k
         for k, t in held.items()
@@ -77,7 +82,13 @@ def unpack(learner: Learner, packed: Mapping[str, Any]) -> None:
             f"The state does not fit this adapted model: '{wrong[0]}' is missing or of another "
             "shape or dtype. Build the model and the method as they were when it was saved."
         )
-    learner.begun = bool(identity["begun"])
+    learner.state.begun = learner.start.begun = bool(identity["begun"])
+    learner.classes, learner.couples = identity["classes"], identity["couples"]
+    learner.start.weights |= {
+        k: packed[f"start.weights.{k}"].to(learner.device, copy=True)
+        for k in learner.start.weights
+        if f"start.weights.{k}" in packed
+    }
     learner.constants = {
         k.removeprefix("constants."): t.to(learner.device, copy=True)
         for k, t in packed.items()
@@ -132,9 +143,10 @@ def load(path: str | PathLike[str]) -> Tensors:
     return tensors
 
 
-def fingerprint(model: nn.Module) -> dict[str, str]:
-    """Return a short hash of every tensor of a model, its shape and dtype included."""
-    return {name: _hash(tensor) for name, tensor in model.state_dict().items()}
+def _fingerprint(learner: Learner) -> dict[str, str]:
+    """Return a short hash of every tensor of the user's model, and of what the method added."""
+    tensors = {**learner.module.state_dict(), **learner.original.state_dict()}
+    return {name: _hash(tensor) for name, tensor in tensors.items()}
 
 
 def _compare(learner: Learner, identity: dict[str, Any]) -> None:
@@ -143,23 +155,24 @@ def _compare(learner: Learner, identity: dict[str, Any]) -> None:
             f"The state has format {identity.get('format')}, this version reads {FORMAT}. "
             "Load it with the version of testtime that saved it."
         )
-    saved, mine = (
-        identity["method"],
-        {"method": learner.method.name, **learner.method.configuration()},
-    )
+    saved, mine = identity["method"], _method(learner)
     differing = _differing(saved, mine)
     if differing:
         words = "; ".join(f"{k} was {saved.get(k)} and is {mine.get(k)}" for k in differing)
         raise ValueError(
             f"The state belongs to another method: {words}. Adapt with the method that saved it."
         )
-    saved, mine = identity["model"], fingerprint(learner.original)
+    saved, mine = identity["model"], _fingerprint(learner)
     differing = _differing(saved, mine)
     if differing:
         raise ValueError(
             f"The state belongs to another model: {len(differing)} of {len(mine)} tensors differ, "
             f"first '{differing[0]}'. Load the weights that were adapted, then the state."
         )
+
+
+def _method(learner: Learner) -> dict[str, str]:
+    return {"method": learner.method.name, **learner.method.configuration()}
 
 
 def _differing(one: dict[str, str], other: dict[str, str]) -> list[str]:

@@ -12,7 +12,7 @@ NORMS: tuple[type[nn.Module], ...] = (_BatchNorm, _InstanceNorm, nn.GroupNorm, n
 
 def layers(module: nn.Module, kinds: tuple[type[nn.Module], ...] = NORMS) -> list[str]:
     """Return the dotted names of all layers of the given kinds, subclasses included."""
-    return [name for name, child in module.named_modules() if _is(child, kinds)]
+    return [name for name, child in module.named_modules() if isinstance(child, kinds)]
 
 
 def norm_affine(module: nn.Module, kinds: tuple[type[nn.Module], ...] = NORMS) -> list[str]:
@@ -49,10 +49,3 @@ def everything(module: nn.Module) -> list[str]:
 def matching(module: nn.Module, pattern: str) -> list[str]:
     """Return the names of the parameters in which the regular expression is found."""
     return [name for name, _ in module.named_parameters() if re.search(pattern, name)]
-
-
-def _is(child: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
-    # torch derives its InstanceNorm from the base class of its BatchNorm.
-    if isinstance(child, _InstanceNorm):
-        return any(issubclass(kind, _InstanceNorm) and isinstance(child, kind) for kind in kinds)
-    return isinstance(child, kinds)

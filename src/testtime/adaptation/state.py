@@ -21,6 +21,7 @@ class State:
         generator: state of the random generator.
         skipped: count of batches that were not finite and changed nothing, int64 scalar.
         batch: batches since the start or the last reset.
+        begun: has the method been asked for its memory?
     """
 
     weights: Tensors
@@ -30,6 +31,7 @@ class State:
     generator: Tensor
     skipped: Tensor
     batch: int = 0
+    begun: bool = False
 
     def tensors(self) -> Tensors:
         """Return every tensor by its path, such as ``slots.exp_avg.bn1.weight``."""
@@ -61,6 +63,7 @@ class State:
             self.generator,
             self.skipped,
             self.batch,
+            self.begun,
         )
 
     def map(self, f: Callable[[Tensor], Tensor]) -> "State":
@@ -73,6 +76,7 @@ class State:
             self.generator.clone(),
             f(self.skipped),
             self.batch,
+            self.begun,
         )
 
     def clone(self) -> "State":

@@ -41,7 +41,7 @@ class Trial:
         batches = list(batches)
         if self.method.needs_source:
             self.options.setdefault("source", batches)
-        self.calls = [_call(batch) for batch in batches]
+        self.calls = [Call.of(batch) for batch in batches]
         self.refusals: list[str] = []
         self.fitting = True
         rows = [call.x.shape[0] for call in self.calls]
@@ -244,12 +244,6 @@ def some(names: Iterable[str], most: int = 3) -> str:
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def _call(batch: Batch) -> Call:
-    if isinstance(batch, Mapping):
-        return Call((), dict(batch))
-    return Call((batch if isinstance(batch, Tensor) else batch[0],), {})
 
 
 def _bits(tensor: Tensor) -> Tensor:

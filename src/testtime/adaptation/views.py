@@ -40,16 +40,22 @@ class Draws:
     noise: Tensor
 
 
-def require_images(x: Tensor, method: str) -> None:
-    """Refuse inputs that the chain cannot work on.
+def require_images(images: Tensor, method: str) -> None:
+    """Refuse what the chain cannot work on, before it clips it.
 
     Raises:
-        ValueError: they are not floating images ``[B, 3, H, W]``.
+        ValueError: these are not floating images ``[B, 3, H, W]`` in [0, 1].
     """
-    if x.dim() != 4 or x.shape[1] != 3 or not x.is_floating_point():
+    if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise ValueError(
-            f"{method} augments colour images [B, 3, H, W], but the input is {describe(x)}. "
+            f"{method} augments colour images [B, 3, H, W], but the input is {describe(images)}. "
             "Use a method without augmentations for such data."
+        )
+    low, high = float(images.min()), float(images.max())
+    if low < -0.05 or high > 1.05:
+        raise ValueError(
+            f"{method} augments images in [0, 1], but these span [{low:.2f}, {high:.2f}]. Pass "
+            "mean= and std= to adapt(), so that the normalisation can be undone."
         )
 
 

@@ -9,8 +9,11 @@ from testtime.adaptation.core import Method
 
 def _discover() -> dict[str, type[Method]]:
     found: dict[str, type[Method]] = {}
-    for file in sorted(pkgutil.iter_modules(__path__), key=lambda file: file.name):
-        module = importlib.import_module(f"{__name__}.{file.name}")
+    names = sorted(file.name for file in pkgutil.iter_modules(__path__))
+    for name in names:
+        if name.startswith("_"):
+            continue
+        module = importlib.import_module(f"{__name__}.{name}")
         for value in vars(module).values():
             own = isinstance(value, type) and value.__module__ == module.__name__
             if own and issubclass(value, Method):

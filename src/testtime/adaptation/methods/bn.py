@@ -5,7 +5,7 @@ Nado et al., 2020, arXiv 2006.10963 (the batch's alone).
 Code that was recorded: bethgelab/robustness; ``Norm`` of DequanWang/tent.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from torch import Tensor, nn
@@ -61,15 +61,36 @@ class BNAdapt(Method):
     presets = {"official": {"layers": (nn.BatchNorm2d,), "running": "source"}}  # noqa: RUF012
 
     def __post_init__(self) -> None:
-        """Check the mixing weights."""
+        """Refuse unknown words, and options that the variant would not read."""
         super().__post_init__()
+        known = {
+            "variant": ("batch", "mix", "cumulative", "moving"),
+            "running": ("none", "source", "fresh"),
+        }
+        for option, words in known.items():
+            if getattr(self, option) not in words:
+                raise ValueError(
+                    f"BNAdapt({option}={getattr(self, option)!r}) is not known: use one of {words}."
+                )
+        if unknown := set(self.parts) - {"mean", "var"}:
+            raise ValueError(f"BNAdapt(parts=...) names {sorted(unknown)}: use 'mean' and 'var'.")
         if not 0 <= self.prior <= 1:
             raise ValueError(f"BNAdapt(prior={self.prior}): it is a weight between 0 and 1.")
-        if self.variant not in ("batch", "mix", "cumulative", "moving"):
-            raise ValueError(
-                f"BNAdapt(variant={self.variant!r}) is not known: use 'batch', 'mix', "
-                "'cumulative' or 'moving'."
-            )
+        if self.optimizer or self.steps != 1:
+            raise ValueError("BNAdapt has no loss to descend: leave optimizer and steps out.")
+        reads = {"prior": "mix", "source_size": "mix", "parts": "mix", "running": "batch"}
+        for field in fields(self):
+            wanted = reads.get(field.name, self.variant)
+            if wanted != self.variant and getattr(self, field.name) != field.default:
+                raise ValueError(
+                    f"BNAdapt({field.name}=...) is read under variant='{wanted}' alone, but the "
+                    f"variant is '{self.variant}'. Leave it out, or change the variant."
+                )
+
+    @property
+    def answers(self) -> Literal["before", "after"]:
+        """After: the averages have taken the batch in; the other variants keep nothing of it."""
+        return "after" if self.variant in ("cumulative", "moving") else "before"
 
     def configure(self, module: nn.Module) -> nn.Module:
         """Set the layers' constants, and hook in the statistics that they normalise with."""
@@ -100,11 +121,10 @@ class BNAdapt(Method):
             net.train(batch_norms(net.module, self.layers))(x)
         return Objective(logits=self.predict(net, x, memory))
 
-    def predict(self, net: Net, x: Tensor, memory: Tensors) -> Tensor:
-        """Return the logits under the variant's statistics."""
-        if self.variant == "batch":
-            return net.train(batch_norms(net.module, self.layers))(x)
-        return net(x)
+    def answering(self, net: Net, memory: Tensors) -> Net:
+        """Return the network under the variant's statistics."""
+        batch = self.variant == "batch"
+        return net.train(batch_norms(net.module, self.layers)) if batch else net
 
     def _mixed(
         self, layer: _BatchNorm, mean: Tensor, var: Tensor, rows: int

@@ -85,7 +85,7 @@ class CoTTA(Method):
 
     def begin(self, net: Net, x: Tensor, draw: Draw) -> Tensors:
         """Return the teacher, which is the whole memory, under the names of the weights."""
-        views.require_images(x, type(self).__name__)
+        views.require_images(net.images(x), type(self).__name__)
         return dict(net.weights)
 
     def loss(self, net: Net, x: Tensor, memory: Tensors, draw: Draw) -> Objective:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adaptation.core import Draw, Net, Objective, Settled
-from testtime.adaptation.norm_method import NormMethod
+from testtime.adaptation.methods._norm import NormMethod
 from testtime.adaptation.objectives import entropy, mean_where
 from testtime.adaptation.optim import SGD, Adam, Tensors
 

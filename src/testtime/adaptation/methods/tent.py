@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from testtime.adaptation.core import Draw, Net, Objective
-from testtime.adaptation.norm_method import NormMethod
+from testtime.adaptation.methods._norm import NormMethod
 from testtime.adaptation.objectives import entropy
 from testtime.adaptation.optim import SGD, Adam, Tensors
 
