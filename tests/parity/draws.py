@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from tests.parity.recording import Recording, Unreplayable
 from testtime.adaptation.learner import Learner
 
-Rename = Callable[[str, int], str]
+Rename = Callable[[str, int, int], str]
+Convert = Callable[[str, Tensor], Tensor]
 
 
 class Draws:
@@ -18,11 +19,12 @@ class Draws:
 
     Args:
         recording: holds them as ``draw/<step>/<name>``.
-        rename: from the library's name and the inner step to the recorded name.
+        rename: from the library's name, the inner step and their number to the recorded name.
+        convert: from the library's name and the recorded value to what the library takes.
     """
 
-    def __init__(self, recording: Recording, rename: Rename) -> None:
-        self._recording, self._rename = recording, rename
+    def __init__(self, recording: Recording, rename: Rename, convert: Convert) -> None:
+        self._recording, self._rename, self._convert = recording, rename, convert
         self._calls: Counter[str] = Counter()
         self._stepping = False
         self.step = 0
@@ -44,7 +46,15 @@ class Draws:
                 self._stepping = False
 
         def draw(name: str, make: Callable[[torch.Generator], Tensor]) -> Tensor:
-            return self._value(self._rename(name, learner.inner))
+            recorded = self._rename(name, learner.inner, learner.method.steps)
+            value = self._convert(name, self._value(recorded))
+            own = make(torch.Generator(value.device))
+            if own.shape != value.shape:
+                raise LookupError(
+                    f"the library draws '{name}' of shape {[*own.shape]}, which the authors' code "
+                    f"drew of shape {[*value.shape]}"
+                )
+            return value
 
         learner.adapt = stepping  # type: ignore[method-assign]
         learner.draw = draw  # type: ignore[method-assign]

@@ -1,6 +1,7 @@
 """How far a replay is from its recording, and how far it may be."""
 
 import math
+import re
 
 import torch
 from torch import Tensor
@@ -73,7 +74,7 @@ class Comparison:
     def require(self, name: str, holds: bool) -> None:
         """Hold a fact that has no number, such as the names of what adapts."""
         if not holds:
-            self._note(name.split(".")[0], math.inf, name)
+            self._note(re.split("[./]", name)[0], math.inf, name)
 
     def within(self) -> bool:
         """Whether all that was compared is within the bar."""

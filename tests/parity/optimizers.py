@@ -7,9 +7,15 @@ from testtime.adaptation.optim import SGD, Adam
 from testtime.adaptation.state import State
 
 
-def optimizer(config: Config) -> SGD | Adam:
-    """Return the optimiser; what is not in the config has PyTorch's default."""
-    name, lr, decay = config.get("optimizer"), config.get("lr"), config.get("weight_decay", 0.0)
+def optimizer(config: Config, around: str = "") -> SGD | Adam:
+    """Return the optimiser; what is not in the config has PyTorch's default.
+
+    Args:
+        config: names it as ``optimizer``.
+        around: what that name begins with where the method wraps it.
+    """
+    name = config.get("optimizer").removeprefix(around)
+    lr, decay = config.get("lr"), config.get("weight_decay", 0.0)
     if name == "Adam":
         return Adam(lr, tuple(config.get("betas", (0.9, 0.999))), config.get("eps", 1e-8), decay)
     if name != "SGD":

@@ -1,5 +1,7 @@
 """The loop over the steps of a recorded adaptation, shared by all systems of kind ``adapt``."""
 
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -22,6 +24,9 @@ class Adapter:
     presets: ClassVar[tuple[str, ...]] = ("official",)
     # Tensors that are not compared: the whole name as a regular expression, and the reason.
     ignored: ClassVar[dict[str, str]] = {}
+    # Extras that are recorded whenever they exist, as a regular expression of their names: where
+    # one is absent, the library must have none either.
+    complete: ClassVar[str] = ""
 
     def method(self, config: Config) -> Method:
         """Return the method with the recorded hyper-parameters."""
@@ -39,23 +44,28 @@ class Adapter:
         """Return the steps before which ``reset()`` is called from outside."""
         return recording.resets()
 
-    def drawn(self, name: str, inner: int) -> str:
+    def drawn(self, name: str, inner: int, steps: int) -> str:
         """Return the recorded name of what the library draws as ``name`` in an inner step."""
-        return name
+        return of_inner(name, inner, steps)
 
-    def extras(self, adapted: Adapted) -> dict[str, Tensor]:
-        """Return the method's own state after a step, by its recorded names."""
+    def taken(self, name: str, value: Tensor) -> Tensor:
+        """Return a recorded random value in the form that the library takes it."""
+        return value
+
+    def extras(self, adapted: Adapted) -> Mapping[str, Tensor | None]:
+        """Return the method's own state after a step, by recorded names; what it lacks is none."""
         return {}
 
     def facts(self, adapted: Adapted, config: Config) -> dict[str, bool]:
         """Return whether what the config says beside numbers is so, by name."""
-        return {}
+        names = list(adapted.learner.state.weights)
+        return {"config.adapted": config.get("adapted", names) == names}
 
     def replay(self, recording: Recording) -> Comparison:
         """Replay a recording and compare everything that it holds."""
         if recording.preset not in self.presets:
             raise Unreplayable(f"its preset '{recording.preset}' is not known")
-        config, draws = recording.config, Draws(recording, self.drawn)
+        config, draws = recording.config, Draws(recording, self.drawn, self.taken)
         network = build(recording)
         put_masks(network, recording, draws)
         # An episodic file lists a reset before every step; those are for the library to make.
@@ -80,11 +90,24 @@ class Adapter:
             logits = adapted(recording[f"in/{step}/x"])
             comparison.check(f"out/{step}/logits", logits)
             _check_state(comparison, recording, step, adapted)
-            extras = self.extras(adapted)
-            for name in recording.under(f"extra/{step}"):
-                if name in extras:
-                    comparison.check(f"extra/{step}/{name}", extras[name])
+            for name, extra in self.extras(adapted).items():
+                path = f"extra/{step}/{name}"
+                if path in recording:
+                    comparison.check(path, extra)
+                elif re.fullmatch(self.complete, name):
+                    comparison.require(path, extra is None)
         return comparison
+
+
+def of_inner(name: str, inner: int, steps: int) -> str:
+    """Return the recorded name of what belongs to one inner step, where there are several."""
+    head, dot, tail = name.partition(".")
+    return name if steps == 1 else f"{head}.{inner}{dot}{tail}"
+
+
+def each_inner(name: str, values: Sequence[Tensor | None]) -> dict[str, Tensor | None]:
+    """Return what was noted at each inner step, by its recorded names."""
+    return {of_inner(name, k, len(values)): value for k, value in enumerate(values)}
 
 
 def _check_state(comparison: Comparison, recording: Recording, step: int, adapted: Adapted) -> None:

@@ -63,6 +63,16 @@ def test_every_recording_is_named_in_the_readme() -> None:
         ("tent/bn_adam_decay", "extra/0/loss.0"),
         ("bn/norm_no_stats", "out/2/logits"),
         ("bn/alpha", "state/3/4.running_var"),
+        ("sar/gn_steps", "extra/3/loss_second.0"),
+        ("sar/gn_steps", "extra/3/entropy_second.1"),
+        ("sar/gn_steps", "extra/4/ema"),
+        ("sar/vit_deep", "extra/1/momentum.blocks.8.norm2.bias"),
+        ("cotta/vit", "extra/2/ema.head.bias"),
+        ("cotta/vit", "extra/0/anchor_confidence"),
+        ("cotta/vit", "state/0/pos_embed"),
+        ("cotta/episodic", "extra/1/loss.1"),
+        ("cotta/episodic", "extra/1/optim.0.weight.exp_avg_sq"),
+        ("cotta/augment", "out/7/view"),
     ],
 )
 def test_a_perturbed_tensor_is_above_the_bar(tmp_path: Path, name: str, tensor: str) -> None:
@@ -85,6 +95,40 @@ def test_a_count_that_is_off_by_one_is_above_the_bar(tmp_path: Path) -> None:
     code, text = judge(changed(tmp_path, "bn/norm_no_stats", count))
     assert code == ABOVE
     assert "state inf (state/1/1.num_batches_tracked)" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("sar/gn_steps", "extra/2/mask_first.0"),
+        ("sar/gn_steps", "extra/2/mask_second.1"),
+        ("sar/gn_steps", "extra/3/recovered.0"),
+        ("cotta/vit", "extra/1/augmented"),
+    ],
+)
+def test_another_decision_is_above_the_bar(tmp_path: Path, name: str, tensor: str) -> None:
+    path = changed(tmp_path, name, lambda meta, tensors: tensors[tensor].logical_not_())
+    code, text = judge(path)
+    assert code == ABOVE
+    assert f"extra inf ({tensor})" in text
+
+
+# SAR's average and loss are recorded whenever there is one.
+@pytest.mark.parametrize(
+    ("change", "tensor"),
+    [
+        (lambda m, t: t.update({"extra/0/ema": torch.ones(())}), "extra/0/ema"),
+        (lambda m, t: t.update({"extra/2/loss_second": torch.ones(())}), "extra/2/loss_second"),
+        (lambda m, t: t.pop("extra/3/ema"), "extra/3/ema"),
+        (lambda m, t: t.pop("extra/3/loss_second"), "extra/3/loss_second"),
+    ],
+)
+def test_what_one_has_and_the_other_lacks_is_above_the_bar(
+    tmp_path: Path, change: Change, tensor: str
+) -> None:
+    code, text = judge(changed(tmp_path, "sar/gn_empty_first", change))
+    assert code == ABOVE
+    assert f"extra inf ({tensor})" in text
 
 
 # Everything that a description says is obeyed, so a wrong word there gives wrong numbers.
@@ -112,6 +156,24 @@ def test_a_count_that_is_off_by_one_is_above_the_bar(tmp_path: Path) -> None:
         ("bn/var_only", {"adapt_mean": True}),
         ("bn/moving_average", {"momentum": 0.2}),
         ("bn/cumulative", {"variant": "batch_wise"}),
+        ("sar/gn_steps", {"lr": 0.04}),
+        ("sar/gn_steps", {"momentum": 0.8}),
+        ("sar/gn_steps", {"weight_decay": 0.1}),
+        ("sar/gn_steps", {"rho": 0.06}),
+        ("sar/gn_steps", {"reset_constant": 0.1}),
+        ("sar/gn_steps", {"margin_factor_of_ln_classes": 0.2, "margin_e0": 0.2 * math.log(7)}),
+        ("sar/gn_steps", {"ema_survives_recovery": False}),
+        ("sar/gn_steps", {"momentum_survives_reset": False}),
+        ("sar/gn_steps", {"steps": 1}),
+        ("sar/gn_steps", {"episodic": True}),
+        ("sar/gn_recovery_paper", {"ema_survives_recovery": True}),
+        ("sar/crossvit_norm", {"adapted": ["norm.0.weight"]}),
+        ("cotta/episodic", {"betas": [0.8, 0.999]}),
+        ("cotta/vit", {"teacher_rate": 0.9}),
+        ("cotta/vit", {"anchor_threshold": 0.0}),
+        ("cotta/vit", {"nesterov": True}),
+        ("cotta/vit", {"adapted": ["cls_token"]}),
+        ("cotta/imagenet", {"loss": "cross-entropy to the teacher"}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
@@ -120,10 +182,58 @@ def test_the_config_is_obeyed(tmp_path: Path, name: str, config: dict[str, Any])
     assert judge(path)[0] == ABOVE
 
 
-@pytest.mark.parametrize("name", ["tent/bn1d_head", "tent/gn_sgd", "bn/norm"])
+@pytest.mark.parametrize("name", ["tent/bn1d_head", "tent/gn_sgd", "bn/norm", "sar/gn_steps"])
 def test_resets_are_obeyed(tmp_path: Path, name: str) -> None:
     path = changed(tmp_path, name, lambda meta, tensors: meta["protocol"].update(reset_before=[]))
     assert judge(path)[0] == ABOVE
+
+
+def test_episodes_are_resets_from_outside(tmp_path: Path) -> None:
+    def stream(meta: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        meta["config"]["episodic"] = False
+        meta["protocol"].update(mode="continual")
+
+    def never_reset(meta: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        stream(meta, tensors)
+        meta["protocol"].update(reset_before=[])
+
+    assert judge(changed(tmp_path, "cotta/episodic", stream))[0] == WITHIN
+    assert judge(changed(tmp_path, "cotta/episodic", never_reset))[0] == ABOVE
+
+
+@pytest.mark.parametrize(
+    ("name", "draw"),
+    [
+        ("cotta/vit", "0/views"),
+        ("cotta/vit", "1/restore.head.weight"),
+        ("cotta/episodic", "2/views.1"),
+        ("cotta/episodic", "2/restore.0.0.weight"),
+        ("cotta/augment", "3/noise"),
+    ],
+)
+def test_recorded_draws_are_used(tmp_path: Path, name: str, draw: str) -> None:
+    def other(meta: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        value = tensors[f"draw/{draw}"]
+        value[0] = ~value[0] if value.dtype == torch.bool else value[0] / 2
+
+    assert judge(changed(tmp_path, name, other))[0] == ABOVE
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda m, t: m["config"].update(anchor_threshold=1.1), "'draw/1/views'"),
+        (lambda m, t: t.pop("draw/2/restore.head.bias"), "'draw/2/restore.head.bias'"),
+        (lambda m, t: m["config"].update(views=8), "'views' of shape [8, 6, 3, 8, 8]"),
+    ],
+)
+def test_a_draw_that_the_authors_did_not_make_is_a_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Change, says: str
+) -> None:
+    code, text = judge(changed(tmp_path, "cotta/vit", change))
+    assert code == ABOVE
+    assert says in text
+    assert "LookupError" in capsys.readouterr().err
 
 
 def test_recorded_masks_are_used(tmp_path: Path) -> None:
@@ -183,6 +293,25 @@ def test_nan_in_the_output_is_above_the_bar(tmp_path: Path) -> None:
 )
 def test_what_is_not_known_is_refused(tmp_path: Path, change: Change, says: str) -> None:
     code, text = judge(changed(tmp_path, "tent/bn_sgd_decay", change))
+    assert code == UNKNOWN
+    assert says in text
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("sar/gn_empty_first", {"ema_rate": 0.2}, "a rate of 0.2"),
+        ("sar/gn_empty_first", {"margin_e0": 2.5}, "margin_e0 is not 0.389"),
+        ("cotta/vit", {"loss": "squares"}, "loss 'squares'"),
+        ("cotta/augment", {"padding": 4}, "padding is 4"),
+        ("cotta/augment", {"blur_kernel": 3}, "blur_kernel is 3"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-",
+)
+def test_what_the_library_lacks_is_refused(
+    tmp_path: Path, name: str, change: dict[str, Any], says: str
+) -> None:
+    code, text = judge(changed(tmp_path, name, lambda m, t: m["config"].update(change)))
     assert code == UNKNOWN
     assert says in text
 

@@ -23,11 +23,6 @@ class Tent(Adapter):
             steps=config.get("steps", 1),
         )
 
-    def facts(self, adapted: Adapted, config: Config) -> dict[str, bool]:
-        """Return whether the same parameters adapt."""
-        names = list(adapted.learner.state.weights)
-        return {"config.adapted": config.get("adapted", names) == names}
-
     def extras(self, adapted: Adapted) -> dict[str, Tensor]:
         """Return the losses and the optimiser's state."""
         losses = {f"loss.{k}": loss for k, loss in enumerate(adapted.notes["loss"])}
