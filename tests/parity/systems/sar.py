@@ -13,14 +13,9 @@ from testtime.adaptation.adapted import Adapted
 
 
 class SAR(Adapter):
-    """Extras: both masks, the second entropies and loss, the average, recoveries, the momentum."""
+    """Extras: of both forwards, the average, recoveries, the momentum."""
 
     presets = ("official", "paper")
-    ignored = {  # noqa: RUF012
-        r"extra/\d+/entropy(\.\d+)?": "a function of the logits that are compared, and not noted",
-        r"extra/\d+/logits_second(\.\d+)?": "not noted; entropy_second, made of them, is compared",
-        r"extra/\d+/ema\.\d+": "not noted; what it makes of later steps and ema itself is compared",
-    }
     complete = r"(ema|loss_second)(\.\d+)?"
 
     def method(self, config: Config) -> tt.SAR:
@@ -49,14 +44,18 @@ class SAR(Adapter):
             loss if still.any() else None
             for loss, still in zip(notes["loss"], notes["still_reliable"], strict=True)
         ]
+        averages = [None if average.isnan() else average for average in notes["average"]]
         momenta = state.slots.get("momentum_buffer", {})
         return {
             **each_inner("mask_first", notes["reliable"]),
             **each_inner("mask_second", notes["still_reliable"]),
-            **each_inner("entropy_second", notes["entropy"]),
+            **each_inner("entropy", notes["entropy"]),
+            **each_inner("entropy_second", notes["sharpest_entropy"]),
+            **each_inner("logits_second", notes["sharpest_logits"]),
             **each_inner("loss_second", losses),
             **each_inner("recovered", notes["recovered"]),
-            "ema": state.memory["average"] if state.memory["has_average"] else None,
+            **each_inner("ema", averages),
+            "ema": averages[-1],
             **{f"momentum.{name}": momentum for name, momentum in momenta.items()},
         }
 

@@ -90,8 +90,10 @@ class CoTTA(Method):
 
     def loss(self, net: Net, x: Tensor, memory: Tensors, draw: Draw) -> Objective:
         """Return the student's cross-entropy to the teacher, and the teacher's logits."""
-        student, teacher, source = (
-            self.answering(net, values) for values in (net.weights, memory, net.start)
+        student = net.train() if self.train else net
+        # With buffers of their own: the statistics of other BatchNorm layers are the student's.
+        teacher, source = (
+            self.answering(net, net.buffers | values) for values in (memory, net.start)
         )
         confidence = source(x).softmax(1).amax(1).mean()
         if bool(confidence < self.threshold):

@@ -96,7 +96,8 @@ class SAR(NormMethod):
         scale = self.rho / (norm + 1e-12)
         sharpest = net.at({k: w + scale * gradient[k] for k, w in net.weights.items()})
 
-        entropies = entropy(self.predict(sharpest, x, memory))
+        sharp = self.predict(sharpest, x, memory)
+        entropies = entropy(sharp)
         still = reliable & (entropies < self.margin * math.log(logits.shape[1]))
         loss = mean_where(entropies, still)
 
@@ -108,7 +109,13 @@ class SAR(NormMethod):
                 "average": torch.where(still.any(), moved, memory["average"]),
                 "has_average": memory["has_average"] | still.any(),
             },
-            notes={"reliable": reliable, "still_reliable": still, "entropy": entropies},
+            notes={
+                "reliable": reliable,
+                "still_reliable": still,
+                "entropy": entropy(logits),
+                "sharpest_entropy": entropies,
+                "sharpest_logits": sharp,
+            },
         )
 
     def settle(self, net: Net, memory: Tensors, draw: Draw) -> Settled:
@@ -117,5 +124,6 @@ class SAR(NormMethod):
         start = net.start
         changing = net.weights | net.buffers
         back = {k: torch.where(recover, start[k], v) for k, v in changing.items()}
-        afresh = {} if self.average_survives else {"has_average": memory["has_average"] & ~recover}
-        return Settled(back, afresh, notes={"recovered": recover})
+        has = memory["has_average"] & (~recover | self.average_survives)
+        average = memory["average"].where(has, torch.nan)
+        return Settled(back, {"has_average": has}, notes={"recovered": recover, "average": average})
