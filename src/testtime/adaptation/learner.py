@@ -345,6 +345,9 @@ class Learner:
 
     def restore(self, state: State) -> None:
         """Write a state of this very learner back."""
+        if self.state.memory and not state.memory:  # it is from before the first batch
+            self.state.generator = state.generator.clone()
+            self._undo(begun=False)
         target, given = self.state.tensors(), state.tensors()
         if {k: t.shape for k, t in target.items()} != {k: t.shape for k, t in given.items()}:
             odd = sorted(set(target) ^ set(given)) or "shapes"
