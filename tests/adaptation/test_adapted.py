@@ -84,6 +84,16 @@ def test_snapshot_and_restore():
     assert equal(snapshot, kept)
 
 
+def test_a_snapshot_from_before_the_first_batch():
+    model, batches = tiny("batchnorm2d")
+    adapted = tt.adapt(model, Anchored())
+    snapshot = adapted.snapshot()
+    answers = [adapted(x) for x in batches]
+    adapted.restore(snapshot)
+    assert equal(adapted.snapshot(), snapshot)
+    assert all(map(torch.equal, [adapted(x) for x in batches], answers))
+
+
 def test_reset_every():
     model, batches = tiny("groupnorm")
     adapted, plain = tt.adapt(model, "tent", reset_every=2), tt.adapt(model, "tent")
@@ -233,31 +243,33 @@ def test_copies_go_on_alone(how):
     assert all(map(torch.equal, [adapted(x) for x in batches[1:]], answers))
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_saved_here_goes_on_in_a_new_process(method, tmp_path):
+def test_saved_here_goes_on_in_a_new_process(tmp_path):
     model, batches = tiny("batchnorm2d", batches=5)
-    adapted = tt.adapt(model, method)
-    for x in batches[:3]:
-        adapted(x)
-    adapted.save(tmp_path / "state.safetensors")
+    running = {method: tt.adapt(model, method) for method in METHODS}
+    for method, adapted in running.items():
+        for x in batches[:3]:
+            adapted(x)
+        adapted.save(tmp_path / method)
     code = f"""
 import torch, testtime as tt
 from safetensors.torch import save_file
 from testtime.models.tiny import tiny
 torch.set_num_threads({torch.get_num_threads()})
 model, batches = tiny("batchnorm2d", batches=5)
-adapted = tt.adapt(model, "{method}").load("state.safetensors")
-answers = {{str(k): adapted(x) for k, x in enumerate(batches[3:])}}
-save_file(answers | adapted.state_dict(), "after.safetensors")
+for method in {list(METHODS)}:
+    adapted = tt.adapt(model, method).load(method)
+    answers = {{str(k): adapted(x) for k, x in enumerate(batches[3:])}}
+    save_file(answers | adapted.state_dict(), method + ".after")
 """
     place = str(Path(testtime.__file__).parents[1])
     subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": place}, check=True
     )
-    after = load_file(tmp_path / "after.safetensors")
-    expected = {str(k): adapted(x) for k, x in enumerate(batches[3:])} | adapted.state_dict()
-    assert after.keys() == expected.keys()
-    assert [k for k in after if not torch.equal(after[k], expected[k])] == []
+    for method, adapted in running.items():
+        after = load_file(tmp_path / f"{method}.after")
+        expected = {str(k): adapted(x) for k, x in enumerate(batches[3:])} | adapted.state_dict()
+        assert after.keys() == expected.keys()
+        assert [k for k in after if not torch.equal(after[k], expected[k])] == []
 
 
 def test_half_a_save_is_none(tmp_path, monkeypatch):
@@ -288,6 +300,8 @@ class Recorder(TorchDispatchMode):
         self.seen = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.equal.default and args[0].dtype == torch.uint8:
+            return func(*args)  # states of a generator, which are on the host
         self.seen.append((str(func), *(list(a.shape) for a in args if isinstance(a, torch.Tensor))))
         return func(*args, **(kwargs or {}))
 

@@ -12,6 +12,15 @@ from testtime.models.tiny import tiny
 HERE = __name__
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny networks gain nothing from a second thread, and lose time to it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def run(*args):
     return CliRunner().invoke(cli.main, ["validate", *args], prog_name="testtime")
 
