@@ -86,7 +86,7 @@ def test_the_gap_to_the_sources_statistics_is_measured(x):
 
 
 def test_before_any_batch_it_is_not_known_whether_rows_couple(x):
-    with pytest.raises(ValueError, match="No batch was seen yet"):
+    with pytest.raises(ValueError, match="Without a batch it is not known"):
         tt.adapt(batch_norm_net(), tt.Tent()).export()
     adapted = tt.adapt(batch_norm_net(), tt.Tent())
     assert adapted.export(x, statistics="last").gap < 1e-5

@@ -228,11 +228,11 @@ def test_text_classifier_by_sample(many):
 @pytest.mark.parametrize(
     ("pack", "where", "words"),
     [
-        (lambda z, f: (z, f), None, ("tuple of a float32 tensor [2, 5]", "Pass logits=")),
+        (lambda z, f: (z, f), None, ("tuple of a float32 tensor [6, 5]", "Pass logits=")),
         (lambda z, f: {"a": z, "b": f}, None, ("dict with 'a', 'b'", "Pass logits=")),
         (lambda z, f: {"a": z}, "b", ("no logits at 'b'", "dict with 'a'")),
         (lambda z, f: (z, f), 4, ("no logits at 4", "tuple of")),
-        (lambda z, f: z.argmax(1), None, ("must be a floating tensor", "int64 tensor [2]")),
+        (lambda z, f: z.argmax(1), None, ("must be a floating tensor", "int64 tensor [6]")),
         (lambda z, f: z.sum(), None, ("must be a floating tensor", "float32 tensor []")),
         (lambda z, f: None, None, ("NoneType", "Pass logits=")),
         (lambda z, f: z, lambda output: output.nothing, ("no logits at", "Pass logits=")),

@@ -56,7 +56,7 @@ def test_bench_names_the_methods_that_do_not_fit(factory):
         (["bench", "--model", "my_models:model", "--data", "cifar10:no"], 1, "There is no file no"),
         (
             ["bench", "--model", "my_models:model", "--data", "digits", "--methods", "tnet"],
-            1,
+            2,
             "'tent'",
         ),
         (["doctor"], 2, "Missing option '--model'"),

@@ -37,7 +37,8 @@ class Report:
         unused: adapting parameters that turned out to have no influence on the answer.
         couples: whether a row's answer depends on the rows beside it; none until measured.
         batches: batches since the start or the last reset.
-        skipped: batches (samples, where each is an episode) that were not finite: no change.
+        skipped: batches (samples, where each is an episode) that were not finite and changed
+            nothing, of all since it was built.
         forwards: images that went forward, looks of the first batch included.
         backwards: images that went backward.
         said: everything that was chosen, approximated or left out.
@@ -61,7 +62,7 @@ class Report:
             f"method     {self.method}",
             f"adapts     {len(self.adapts)} tensors, {self.share:.2%} of the parameters",
             f"unused     {', '.join(self.unused) or 'none'}",
-            f"batches    {self.batches} since the last reset, {self.skipped} skipped as not finite",
+            f"batches    {self.batches} since the last reset; {self.skipped} skipped, not finite",
             f"cost       {self.forwards} images forward, {self.backwards} backward",
             f"couples    rows of a batch: {couples}",
             *(f"said       {sentence}" for sentence in self.said),
@@ -142,8 +143,7 @@ class Adapted(nn.Module):
             if self.episodic == "sample":
                 logits = self._each(call)
             else:
-                self._reset_if_due()
-                logits = self.learner.adapt(call)
+                logits = self.learner.adapt(call, fresh=self._is_reset_due())
             self._unseen = False
             return self._answer(logits)
 
@@ -166,6 +166,13 @@ class Adapted(nn.Module):
                 something that can be iterated again, such as a list or a data loader.
             passes: how often to go through them.
         """
+        if isinstance(batches, Tensor | Mapping):
+            raise TypeError(
+                f"fit() takes batches, but one {type(batches).__name__} was given. Pass a list of "
+                "batches or a data loader."
+            )
+        if passes < 1:
+            raise ValueError(f"fit(passes={passes}): it must be at least 1.")
         if passes > 1 and iter(batches) is batches:
             raise ValueError(
                 f"fit(passes={passes}) needs batches that can be gone through again, but an "
@@ -214,6 +221,7 @@ class Adapted(nn.Module):
                 "by itself, with save() or its own state_dict()."
             )
         with self._turn.taken():
+            self._check_shared()
             return persistence.pack(self.learner)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -242,9 +250,14 @@ class Adapted(nn.Module):
             statistics: there, what is frozen: the ``"source"``'s, or this ``"last"`` batch's.
             kwargs: likewise.
         """
+        if statistics not in (None, "source", "last"):
+            raise ValueError(f"statistics={statistics!r} is not known: use 'source' or 'last'.")
         if not args and not kwargs:
-            return export(self.learner, None, statistics)
-        with self._entered(Call(args, kwargs)) as call:
+            with self._turn.taken():
+                self._check_shared()
+                return export(self.learner, None, statistics)
+        plain = torch.autocast(self.learner.device.type, enabled=False)
+        with plain, self._entered(Call(args, kwargs)) as call:
             return export(self.learner, call, statistics)
 
     def report(self) -> Report:
@@ -258,7 +271,7 @@ class Adapted(nn.Module):
             unused=tuple(learner.unused or ()),
             couples=learner.couples,
             batches=learner.state.batch,
-            skipped=int(learner.state.skipped),
+            skipped=int(learner.state.skipped + learner.lost),
             forwards=learner.forwards,
             backwards=learner.backwards,
             said=tuple(learner.said),
@@ -284,7 +297,9 @@ class Adapted(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Carry the state along to another device; another dtype is refused."""
-        if fn(torch.zeros((), device=self.learner.device)).dtype != torch.float32:
+        dtypes = {p.dtype for p in self._network.parameters() if p.is_floating_point()}
+        device = self.learner.device
+        if any(fn(torch.zeros((), dtype=d, device=device)).dtype != d for d in dtypes):
             raise TypeError(
                 "An adapted model keeps its dtype, for its state would lose digits. Convert the "
                 "model first, then call adapt()."
@@ -340,10 +355,9 @@ class Adapted(nn.Module):
             )
         self._theirs = {}
 
-    def _reset_if_due(self) -> None:
+    def _is_reset_due(self) -> bool:
         batch = self.learner.state.batch
-        if self.episodic == "batch" or (self.reset_every and batch and batch >= self.reset_every):
-            self.learner.reset(self.method.survives)
+        return bool(self.episodic or (self.reset_every and batch >= self.reset_every))
 
     def _each(self, call: Call) -> Tensor:
         learner = self.learner
@@ -446,7 +460,8 @@ def adapt(
     method = find(method)
     if episodic not in (False, "batch", "sample"):
         raise ValueError(f"episodic={episodic!r} is not known: use False, 'batch' or 'sample'.")
-    if reset_every is not None and (reset_every < 1 or int(reset_every) != reset_every):
+    whole = isinstance(reset_every, int) and not isinstance(reset_every, bool)
+    if reset_every is not None and (not whole or reset_every < 1):
         raise ValueError(
             f"reset_every={reset_every}: it must be a whole number of batches, at least 1."
         )

@@ -49,22 +49,29 @@ def normalise_with(layer: _BatchNorm, statistics: Statistics, *, keep: bool) -> 
         statistics: called at each forward with the layer, the batch's moments and its rows.
         keep: the result stays as the running statistics; otherwise they are as before.
     """
+    hooks = _Statistics(statistics, keep)
+    layer.register_forward_pre_hook(hooks.put)
+    layer.register_forward_hook(hooks.restore)
 
-    def before(layer: nn.Module, args: tuple[Any, ...]) -> None:
+
+class _Statistics:
+    """Puts statistics in for one forward of a layer, and its own back after it."""
+
+    def __init__(self, statistics: Statistics, keep: bool) -> None:
+        self._statistics, self._keep = statistics, keep
+        self._held: list[tuple[Tensor | None, Tensor | None]] = []
+
+    def put(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
         assert isinstance(layer, _BatchNorm)
         x = args[0]
         mean, var, count = moments(x)
         if count == 1 and layer.running_var is not None:
             var = layer.running_var
-        held.append((layer.running_mean, layer.running_var))
-        layer.running_mean, layer.running_var = statistics(layer, mean, var, x.shape[0])
+        self._held.append((layer.running_mean, layer.running_var))
+        layer.running_mean, layer.running_var = self._statistics(layer, mean, var, x.shape[0])
 
-    def after(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def restore(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         assert isinstance(layer, _BatchNorm)
-        mean, var = held.pop()
-        if not keep:
+        mean, var = self._held.pop()
+        if not self._keep:
             layer.running_mean, layer.running_var = mean, var
-
-    held: list[tuple[Tensor | None, Tensor | None]] = []
-    layer.register_forward_pre_hook(before)
-    layer.register_forward_hook(after)

@@ -54,13 +54,15 @@ class Call:
             )
         return value
 
+    def tensors(self) -> dict[int | str, Tensor]:
+        """Return the arguments that are tensors."""
+        every: list[tuple[int | str, Any]] = [*enumerate(self.args), *self.kwargs.items()]
+        return {k: v for k, v in every if isinstance(v, Tensor)}
+
     def batched(self) -> dict[int | str, Tensor]:
         """Return the arguments with a row for every row of ``x``, ``x`` among them."""
-        every: list[tuple[int | str, Any]] = [*enumerate(self.args), *self.kwargs.items()]
         batch = self.x.shape[0]
-        return {
-            k: v for k, v in every if isinstance(v, Tensor) and v.dim() > 0 and v.shape[0] == batch
-        }
+        return {k: t for k, t in self.tensors().items() if t.dim() > 0 and t.shape[0] == batch}
 
     def put(self, values: dict[int | str, Tensor]) -> "Call":
         """Return the call with some arguments replaced."""

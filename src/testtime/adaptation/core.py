@@ -88,7 +88,7 @@ class Net:
     @property
     def batch(self) -> int:
         """Batches since the start or the last reset, a host integer."""
-        return self._learner.state.batch
+        return self._learner.work.batch
 
     @property
     def inner(self) -> int:
@@ -97,8 +97,12 @@ class Net:
 
     @property
     def classes(self) -> int:
-        """The number of classes; known once the model has answered."""
-        return self._learner.classes
+        """The number of classes; before the first answer the source is asked, with one row."""
+        learner = self._learner
+        if not learner.classes and learner.call:
+            row = learner.source_output(learner.call.rows(slice(0, 1)))
+            learner.classes = learner.logits_of(row).shape[1]
+        return learner.classes
 
     @property
     def couples(self) -> bool:
@@ -115,11 +119,17 @@ class Net:
                 f"{call.x.shape[0]}, but the call's arguments {call.companions()} have a row each. "
                 "Use a method that keeps the rows, or bind such arguments in a wrapper."
             )
-        given = call.at(learner.spared(x))
+        given = learner.spared(call.at(x))
         output = self._run(x.shape[0], lambda module: module(*given.args, **given.kwargs))
         if learner.overwrites is None and not learner.many:  # under vmap nothing shows
-            learner.overwrites = given.x._version > 0
+            learner.overwrites = any(t._version > 0 for t in given.tensors().values())
         logits = find_logits(output, learner.where)
+        if learner.classes not in (0, logits.shape[1]):
+            raise ValueError(
+                f"The logits had {learner.classes} classes along dimension 1 and have "
+                f"{logits.shape[1]} now ({describe(logits)}). If classes lie along another "
+                "dimension, pass logits= with a function that moves them there."
+            )
         learner.classes = logits.shape[1]
         if output is not logits and x.shape[0] == call.x.shape[0]:
             learner.outputs.append((output, logits))
@@ -259,8 +269,16 @@ class Method:
 
     def __post_init__(self) -> None:
         """Check the fields that every method has."""
-        for what, number in (("steps", self.steps), ("reset_every", self.reset_every or 1)):
-            if number < 1 or int(number) != number:
+        if self.optimizer is not None and not isinstance(self.optimizer, SGD | Adam):
+            raise TypeError(
+                f"{type(self).__name__}(optimizer={self.optimizer!r}): it must be an update rule "
+                "of testtime, such as tt.SGD(lr=1e-3) or tt.Adam(lr=1e-3)."
+            )
+        for what in ("steps", "reset_every"):
+            number = getattr(self, what)
+            if what == "reset_every" and number is None:
+                continue
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
                 raise ValueError(
                     f"{type(self).__name__}({what}={number}): it must be a whole number of at "
                     "least 1."

@@ -1,7 +1,7 @@
 """Which methods fit a model: what each would change, why the others don't, what is unsafe."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from testtime.adaptation.adapted import Adapted, adapt
-from testtime.adaptation.calls import Where
-from testtime.adaptation.checks import check_values
+from testtime.adaptation.calls import Call, Where
+from testtime.adaptation.checks import check_call, check_values
 from testtime.adaptation.copy import unwrap
 from testtime.adaptation.core import ADVICE
 from testtime.adaptation.methods import METHODS
@@ -80,7 +80,7 @@ class Diagnosis:
 
 def doctor(
     model: nn.Module,
-    x: Tensor | None = None,
+    x: Any = None,
     *,
     logits: Where = None,
     mean: float | Sequence[float] | None = None,
@@ -90,7 +90,8 @@ def doctor(
 
     Args:
         model: any module; it is not changed.
-        x: a batch as the model takes it; none: nothing is run, and only what can be read off the
+        x: a batch: an input, a dict of named arguments, or a sequence that starts with the input;
+            none: nothing is run, and only what can be read off the
             model is told.
         logits: where the logits are in the model's output, as for :func:`adapt`.
         mean: of the normalisation outside the model, as for :func:`adapt`.
@@ -100,19 +101,21 @@ def doctor(
         >>> import testtime as tt
         >>> model, images, labels = tt.demo.load()
         >>> tt.doctor(model, images[:64]).fitting
-        ('bn', 'cotta', 'sar', 'source', 'tent')
+        ('bn', 'cotta', 'source', 'tent')
     """
     plain = unwrap(model)
     own = declared(plain)
     given = Preprocessing.of(mean, std)
     wrong = ""
-    if x is not None:
+    call = None if x is None else Call.of(x)
+    if call is not None:
         try:
-            wrong = check_values(x, given, own)
-        except ValueError as error:
-            wrong, x = str(error), None
+            check_call(call, plain, 1, "The doctor")
+            wrong = check_values(call.x, given, own)
+        except (TypeError, ValueError) as error:
+            wrong, call = str(error), None
     findings = tuple(
-        _examine(name, plain, x, logits=logits, mean=mean, std=std) for name in METHODS
+        _examine(name, plain, call, logits=logits, mean=mean, std=std) for name in METHODS
     )
     return Diagnosis(findings, wrong, _words(given, own))
 
@@ -125,38 +128,44 @@ def _words(given: Preprocessing | None, own: Preprocessing | None) -> str:
     return "unknown: the model does not say; pass mean= and std= if it is outside the model"
 
 
-def _examine(name: str, model: nn.Module, x: Tensor | None, **options: Any) -> Finding:
+def _examine(name: str, model: nn.Module, call: Call | None, **options: Any) -> Finding:
     if METHODS[name].needs_source:
         return Finding(name, False, "needs source data: adapt(..., source=batches)")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _dry_step(adapt(model, name, **options), x)
+            return _dry_step(adapt(model, name, **options), call)
     except (TypeError, ValueError) as error:
         return Finding(name, False, str(error).removesuffix(ADVICE))
+    except Exception as error:  # the model's own, of any kind
+        return Finding(name, False, f"the model failed with {type(error).__name__}: {error}")
 
 
-def _dry_step(adapted: Adapted, x: Tensor | None) -> Finding:
+def _dry_step(adapted: Adapted, call: Call | None) -> Finding:
     report, kind = adapted.report(), adapted.method.adapts
     found = partial(Finding, adapted.method.name, adapts=report.adapts, share=report.share)
-    if x is None:
+    if call is None:
         return found(True, f"adapts {kind}; not run, for there are no usable inputs")
-    logits = adapted.learner.logits_of
-    before = logits(adapted.predict(x) if adapted.method.optimizer else adapted.source(x))
-    adapted(x)
-    changed = float((logits(adapted.predict(x)) - before).abs().max())
+
+    def logits(f: Callable[..., Any]) -> Tensor:
+        return adapted.learner.logits_of(f(*call.args, **call.kwargs))
+
+    before = logits(adapted.predict if adapted.method.optimizer else adapted.source)
+    logits(adapted)
+    changed = float((logits(adapted.predict) - before).abs().max())
     if kind != "nothing" and not changed:
         return found(False, f"adapts {kind}, but one step on these inputs changed no answer")
     detail = f"adapts {kind}: one step moved logits by up to {changed:.3g}"
-    return found(True, detail, unsafe=_unsafe(adapted, x), changed=changed)
+    return found(True, detail, unsafe=_unsafe(adapted, call), changed=changed)
 
 
-def _unsafe(adapted: Adapted, x: Tensor) -> str:
+def _unsafe(adapted: Adapted, call: Call) -> str:
     if not adapted.report().couples:
         return ""
     words = f"batches under {SENSIBLE_BATCH}, for the answer rests on the batch's statistics"
     try:
-        adapted.predict(x[:1])
+        one = call.rows(slice(0, 1))
+        adapted.predict(*one.args, **one.kwargs)
     except ValueError:
         return f"{words}; a batch of 1 is refused"
     return words

@@ -1,6 +1,7 @@
 """The engine: runs a method's pure functions over one batch and commits what they changed."""
 
 import contextlib
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -21,6 +22,7 @@ from testtime.adaptation.preprocessing import Preprocessing
 from testtime.adaptation.state import State, under
 
 _HALF = (torch.float16, torch.bfloat16)
+_GLOBAL_GENERATOR = threading.RLock()
 
 
 class _Runner(nn.Module):
@@ -56,7 +58,7 @@ class Learner:
         self.method, self.where, self.seed = method, where, seed
         self.preprocessing = preprocessing
         self.original = private_copy(model).eval()
-        with torch.random.fork_rng([]):
+        with _GLOBAL_GENERATOR, torch.random.fork_rng([]):
             torch.manual_seed(seed)  # a head that the method makes is the same every time
             self.module = method.configure(private_copy(model)).requires_grad_(False)
         for layer in self.module.modules():
@@ -101,6 +103,7 @@ class Learner:
         self._forward, self._drew = 0, False
         self.many = 0
         self.forwards = self.graded = self.backwards = 0
+        self.lost = torch.zeros_like(self.state.skipped)  # skipped before the last reset
         self.call: Call | None = None
         self.output: Output | None = None  # what the answer came in, where it is no tensor alone
         self.outputs: list[Output] = []
@@ -125,7 +128,7 @@ class Learner:
     def plain_output(self, module: nn.Module, call: Call) -> Any:
         """Return a module's output for a call; neither its buffers nor the input change."""
         buffers = {k: b.clone() for k, b in module.named_buffers()}
-        call = call.at(self.spared(call.x))
+        call = self.spared(call)
         self._forward = -1  # the same noise at every call
         with torch.no_grad(), self.own_randomness(()):
             return functional_call(module, buffers, call.args, call.kwargs)
@@ -134,9 +137,11 @@ class Learner:
         """Return the logits in an output of the model."""
         return find_logits(output, self.where)
 
-    def spared(self, x: Tensor) -> Tensor:
-        """Return an input that the model may write to; whether it does shows at its first call."""
-        return x if self.overwrites is False else x.clone()
+    def spared(self, call: Call) -> Call:
+        """Return arguments that the model may write to; whether it does shows at its first call."""
+        if self.overwrites is False:
+            return call
+        return call.put({k: t.clone() for k, t in call.tensors().items()})
 
     def set_mode(self, mode: tuple[str, ...]) -> None:
         """Put the named modules in train mode and all others in eval mode."""
@@ -156,8 +161,10 @@ class Learner:
         if quiet and self.draws is False:
             yield
             return
-        place = (self.seed, self.state.batch, self.inner, self._forward)
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+        place = (self.seed, self.work.batch, self.inner, self._forward)
+        gpus = [self.device] if self.device.type == "cuda" else []
+        # The global generator is one for all threads of the process.
+        with _GLOBAL_GENERATOR, torch.random.fork_rng(gpus):
             torch.manual_seed(hash(place) % 2**63)
             start = _global_generator(self.device)
             yield
@@ -264,12 +271,22 @@ class Learner:
 
     # One batch from outside.
 
-    def adapt(self, call: Call) -> Tensor:
-        """Adapt to one batch, return its logits, and commit the change if all of it was finite."""
-        with self._opened(call):
+    def adapt(self, call: Call, fresh: bool = False) -> Tensor:
+        """Adapt to one batch, return its logits, and commit the change if all of it was finite.
+
+        Args:
+            call: the batch.
+            fresh: from the start, as after a reset; if the step fails nothing has been reset.
+        """
+        with self._opened(call, fresh=fresh):
             self.notes = {}
             logits = self._answered(self.method.step(self, call.x))
             self._require_finite(logits)
+            if fresh:
+                drawn = self.generator.get_state()
+                self.reset(self.method.survives)
+                self.generator.set_state(drawn)
+                self._versions = self._count_versions()
             self._commit()
         return logits
 
@@ -321,8 +338,16 @@ class Learner:
             pair = pair.at(torch.cat([x[:1], other]))
         try:
             beside, alone = self.predict(pair)[:1], self.predict(call.rows(slice(0, 1)))
-        except ValueError:  # statistics of one row do not exist
-            self.couples = True
+        except Exception as error:  # of the model's own, for it may not take one or two rows
+            self.couples = None
+            self.predict(call)  # what is wrong with the whole batch is raised as it is
+            self.couples = True  # the careful answer, and that of statistics that one row lacks
+            if not str(error).startswith(type(self.method).__name__):
+                self.say(
+                    "Whether a row's answer depends on the rows beside it could not be measured: "
+                    f"the model does not take one or two rows ({type(error).__name__}). It is "
+                    "taken to depend on them."
+                )
             return
         # Kernels differ by batch size, in their last digits only; NaN is no agreement.
         digits = 0.05 if alone.dtype in _HALF else 1e-4
@@ -334,7 +359,7 @@ class Learner:
         """Apply a device move to everything that the module itself does not hold."""
         self.original._apply(fn)  # type: ignore[no-untyped-call]
         self.state, self.start = self.state.map(fn), self.start.map(fn)
-        self.work = self.state
+        self.work, self.lost = self.state, fn(self.lost)
         self.constants = {k: fn(t) for k, t in self.constants.items()}
         device = self.state.skipped.device
         if device != self.device:
@@ -344,6 +369,7 @@ class Learner:
 
     def reset(self, survives: tuple[str, ...] = ()) -> None:
         """Restore every tensor, the generator and the counters to the start, to the byte."""
+        self.lost += self.state.skipped
         start = self.start.tensors()
         for path, tensor in self.state.tensors().items():
             if not under(path, survives) and path != "generator":
@@ -355,6 +381,11 @@ class Learner:
 
     def restore(self, state: State) -> None:
         """Write a state of this very learner back."""
+        if not isinstance(state, State):
+            raise TypeError(
+                f"restore() takes what snapshot() returned, but {type(state).__name__} was given. "
+                "A state dict goes to load_state_dict(), a file to load()."
+            )
         if state.begun and not self.state.begun:
             raise ValueError(
                 "The snapshot holds a memory that this adapted model has not begun. It is of "
@@ -363,8 +394,9 @@ class Learner:
         memory = dict(self.state.memory) if state.begun else {}
         target = replace(self.state, memory=memory).tensors()
         given = state.tensors()
-        if {k: t.shape for k, t in target.items()} != {k: t.shape for k, t in given.items()}:
-            odd = sorted(set(target) ^ set(given)) or "shapes"
+        kinds = [{k: (t.shape, t.dtype) for k, t in held.items()} for held in (target, given)]
+        if kinds[0] != kinds[1]:
+            odd = sorted(set(target) ^ set(given)) or "shapes or dtypes"
             raise ValueError(
                 f"The state does not fit this adapted model: {odd} differ. "
                 "Restore a snapshot of the same model and method."
@@ -415,12 +447,13 @@ class Learner:
         begun, said = self.state.begun, list(self.said)
         self.call, self.many, self.output, self.outputs = call, many, None, []
         self._forward, self._drew = 0, False
-        if fresh:
+        survives = self.method.survives if fresh else ("",)
+        if not under("generator", survives):
             self.generator.set_state(self.start.generator)
         self._finite = torch.ones((many,) if many else (), dtype=torch.bool, device=self.device)
         try:
             self._begin(fresh)
-            self.work = (self.start if fresh else self.state).values(many)
+            self.work = self._from_start(survives).values(many)
             self._versions = self._count_versions()
             yield
         except BaseException:
@@ -430,6 +463,24 @@ class Learner:
         finally:
             self.work, self.call, self.many, self.inner = self.state, None, 0, 0
             self.outputs = []
+
+    def _from_start(self, survives: tuple[str, ...]) -> State:
+        """Return the start, but the state where it survives."""
+        if "" in survives:
+            return self.state
+
+        def held(path: str, start: Tensors, state: Tensors) -> Tensors:
+            return {k: (state if under(f"{path}.{k}", survives) else start)[k] for k in state}
+
+        start, state = self.start.groups(), self.state.groups()
+        groups = {path: held(path, start[path], state[path]) for path in state}
+        return replace(
+            self.start,
+            weights=groups["weights"],
+            buffers=groups["buffers"],
+            memory=groups["memory"],
+            slots={slot: groups[f"slots.{slot}"] for slot in self.state.slots},
+        )
 
     def _undo(self, begun: bool) -> None:
         """Take back what was drawn, and a beginning that was only for this call."""
@@ -447,9 +498,6 @@ class Learner:
         if fresh:
             self.call = call.rows(slice(0, 1))
         self.work = self.state.values()
-        if not self.classes:
-            row = call.rows(slice(0, 1))
-            self.classes = self.logits_of(self.source_output(row)).shape[1]
         with torch.no_grad():
             memory = self.method.begin(self.live, self.call.x, self.draw)
         self.call, self.many, self.outputs = call, many, []

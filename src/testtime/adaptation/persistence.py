@@ -109,11 +109,14 @@ def unpack(learner: Learner, packed: Mapping[str, Any]) -> None:
 
 def save(packed: Tensors, path: str | PathLike[str]) -> None:
     """Write tensors to a file, whole or not at all."""
-    target, name = Path(path), ""
+    target, name = Path(path).resolve(), ""
+    if target.exists() and not target.is_file():
+        raise OSError(f"{target} is no regular file. Name a file to write the state to.")
     try:
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         os.close(handle)
         save_file({k: t.contiguous() for k, t in packed.items()}, name)
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp's own mode would shut others out
         os.replace(name, target)
     except (OSError, SafetensorError) as error:
         raise OSError(
@@ -123,6 +126,12 @@ def save(packed: Tensors, path: str | PathLike[str]) -> None:
     finally:
         if name:
             Path(name).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def load(path: str | PathLike[str]) -> Tensors:
@@ -146,7 +155,7 @@ def load(path: str | PathLike[str]) -> Tensors:
 def _fingerprint(learner: Learner) -> dict[str, str]:
     """Return a short hash of every tensor of the user's model, and of what the method added."""
     tensors = {**learner.module.state_dict(), **learner.original.state_dict()}
-    return {name: _hash(tensor) for name, tensor in tensors.items()}
+    return {k: _hash(t) for k, t in tensors.items() if isinstance(t, Tensor)}
 
 
 def _compare(learner: Learner, identity: dict[str, Any]) -> None:

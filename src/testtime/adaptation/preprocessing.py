@@ -42,6 +42,8 @@ class Preprocessing:
             raise ValueError(
                 f"mean has {len(pair[0])} values and std {len(pair[1])}: give one for each channel."
             )
+        if not all(value > 0 for value in pair[1]):
+            raise ValueError(f"std={std}: every value must be above zero.")
         return cls(*pair)
 
     def __str__(self) -> str:

@@ -6,6 +6,24 @@ from pathlib import Path
 from typing import Any
 
 
+def check_writable(path: Path) -> None:
+    """Refuse a place that rows cannot be appended to, before any time is spent on them.
+
+    Raises:
+        OSError: the folder is not there or may not be written to, or the path is no regular file.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no regular file")
+        with path.open("ab"):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"No rows can be written to {path} ({error.strerror or error}). Name another file "
+            "with --out."
+        ) from error
+
+
 def append(path: Path, row: dict[str, Any]) -> None:
     """Append one row to a file of JSON lines.
 
@@ -13,8 +31,10 @@ def append(path: Path, row: dict[str, Any]) -> None:
         OSError: it could not be written (a full disk, say); the file is as it was before.
     """
     line = (json.dumps(row) + "\n").encode()
-    with path.open("ab", buffering=0) as file:
+    with path.open("ab+", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
+        if end and (file.seek(end - 1), file.read(1))[1] != b"\n":
+            line = b"\n" + line  # the last line was torn: it stays alone
         try:
             written = file.write(line)
             os.fsync(file.fileno())

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import testtime
+from testtime._suggest import suggest
 from testtime.adaptation.adapted import adapt
 from testtime.adaptation.methods import find
 from testtime.bench.data import Data
 from testtime.shifts import corrupt
+from testtime.shifts.corruptions import CONSTANTS
 
 CLEAN = "clean"
 
@@ -81,7 +83,7 @@ def run(
     Raises:
         ValueError: a shift or method is not known, or a method does not fit the model.
     """
-    wanted, chosen = [_parse(shift) for shift in shifts], [find(method) for method in methods]
+    wanted, chosen = [parse_shift(shift) for shift in shifts], [find(method) for method in methods]
     if len(set(data.labels.tolist())) < 2:
         raise ValueError(
             f"All {len(data.labels)} labels of {data.name} are of one class, so an error says "
@@ -143,12 +145,22 @@ def shifted(images: Tensor, shift: str, severity: int, seed: int) -> Tensor:
     return torch.cat(parts)
 
 
-def _parse(shift: str) -> tuple[str, int]:
+def parse_shift(shift: str) -> tuple[str, int]:
+    """Return name and severity of a shift such as ``fog:5``, or of ``clean``.
+
+    Raises:
+        ValueError: there is no such corruption, or no such severity.
+    """
     name, _, severity = shift.partition(":")
     if shift == CLEAN:
         return CLEAN, 0
     if name == CLEAN or severity not in ("1", "2", "3", "4", "5"):
         raise ValueError(
             f"The shift '{shift}' has no severity from 1 to 5. Write it as fog:5, or clean."
+        )
+    if name not in CONSTANTS:
+        raise ValueError(
+            f"There is no corruption '{name}' (known: {', '.join(CONSTANTS)})."
+            f"{suggest(name, CONSTANTS)}"
         )
     return name, int(severity)

@@ -28,13 +28,25 @@ def command(
 
     A table of errors in percent, and a row of JSON for every method and shift.
     """
+    from testtime.adaptation.methods import find
     from testtime.bench import load_data
-    from testtime.bench.ledger import append
+    from testtime.bench.ledger import append, check_writable
+    from testtime.bench.run import parse_shift
     from testtime.cli._show import show
     from testtime.models.load import load_model
 
+    wanted = [method.strip() for method in methods.split(",")]
+    shifted = [shift.strip() for shift in shifts.split(",")]
+    try:
+        for method in wanted:
+            find(method)
+        for shift in shifted:
+            parse_shift(shift)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    check_writable(out)
     models, images = {model.partition(":")[0]: load_model(model)}, load_data(data)
     call = shlex.join(["testtime", *sys.argv[1:]])
-    for row in show(models, images, methods.split(","), shifts.split(","), batch_size, seed):
+    for row in show(models, images, wanted, shifted, batch_size, seed):
         append(out, {**row.json(), "command": call})
     click.echo(f"The rows are in {out}.")

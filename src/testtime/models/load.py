@@ -1,6 +1,8 @@
 """Models by name: a specification on the command line becomes a trained module."""
 
 import importlib
+import os
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -62,6 +64,8 @@ def call_factory(spec: str) -> Any:
         ValueError: the module or the function is not there.
     """
     place, _, name = spec.partition(":")
+    if os.getcwd() not in sys.path:  # a console script does not look into the present folder
+        sys.path.insert(0, os.getcwd())
     try:
         factory = getattr(importlib.import_module(place), name)
     except (ImportError, AttributeError, ValueError) as error:

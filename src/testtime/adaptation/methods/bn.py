@@ -74,8 +74,16 @@ class BNAdapt(Method):
                 )
         if unknown := set(self.parts) - {"mean", "var"}:
             raise ValueError(f"BNAdapt(parts=...) names {sorted(unknown)}: use 'mean' and 'var'.")
-        if not 0 <= self.prior <= 1:
-            raise ValueError(f"BNAdapt(prior={self.prior}): it is a weight between 0 and 1.")
+        for option in ("prior", "momentum"):
+            if not 0 <= (getattr(self, option) or 0) <= 1:
+                raise ValueError(
+                    f"BNAdapt({option}={getattr(self, option)}): it is a weight between 0 and 1."
+                )
+        if self.source_size is not None and (self.source_size < 1 or self.prior):
+            raise ValueError(
+                f"BNAdapt(source_size={self.source_size}, prior={self.prior}): it is a count of "
+                "images, at least 1, and stands in the place of prior."
+            )
         if self.optimizer or self.steps != 1:
             raise ValueError("BNAdapt has no loss to descend: leave optimizer and steps out.")
         reads = {"prior": "mix", "source_size": "mix", "parts": "mix", "running": "batch"}
