@@ -160,7 +160,7 @@ class Net:
         values = {f"module.{k}": v for k, v in (cast | self.buffers).items()}
         learner.set_mode(self._mode)
         with learner.own_randomness(self._mode), _told_plainly(learner):
-            result = functional_call(learner.runner, values, (f, args))
+            result = functional_call(learner.runner, values, (f, args), tie_weights=learner.tied)
         # A buffer that the forward replaced, rather than wrote to, comes back in the dictionary.
         self.buffers.update({k: values[f"module.{k}"] for k in self.buffers})
         rows *= max(learner.many, 1)

@@ -59,12 +59,19 @@ class Learner:
         self.preprocessing = preprocessing
         self.original = private_copy(model).eval()
         with _GLOBAL_GENERATOR, torch.random.fork_rng([]):
-            torch.manual_seed(seed)  # a head that the method makes is the same every time
+            torch.default_generator.manual_seed(
+                seed
+            )  # a head that the method makes is the same every time
             self.module = method.configure(private_copy(model)).requires_grad_(False)
         for layer in self.module.modules():
             if isinstance(layer, nn.GroupNorm):
                 layer.register_forward_pre_hook(_contiguous)
         self.runner = _Runner(self.module)
+        self._modules = list(self.module.modules())
+        self.tied = any(
+            len(list(held())) != len(list(held(remove_duplicate=False)))
+            for held in (self.module.named_parameters, self.module.named_buffers)
+        )
         selected = set(method.select(self.module))
         parameters = dict(self.module.named_parameters())
         buffers = dict(self.module.named_buffers())
@@ -145,7 +152,8 @@ class Learner:
 
     def set_mode(self, mode: tuple[str, ...]) -> None:
         """Put the named modules in train mode and all others in eval mode."""
-        self.module.eval()
+        if any(module.training for module in self._modules):  # the user's train() reaches it
+            self.module.eval()
         for name in mode:
             self.module.get_submodule(name).train()
 
@@ -165,7 +173,7 @@ class Learner:
         gpus = [self.device] if self.device.type == "cuda" else []
         # The global generator is one for all threads of the process.
         with _GLOBAL_GENERATOR, torch.random.fork_rng(gpus):
-            torch.manual_seed(hash(place) % 2**63)
+            _seed_global_generator(self.device, hash(place) % 2**63)
             start = _global_generator(self.device)
             yield
             if quiet and self.draws is None:
@@ -617,6 +625,14 @@ def _contiguous(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | No
     # input needs no gradient but the scale does, as it is with everything frozen but the norms.
     x = args[0]
     return None if x.is_cuda or x.requires_grad else (x.contiguous(), *args[1:])
+
+
+def _seed_global_generator(device: torch.device, seed: int) -> None:
+    # torch.manual_seed() would seed the generators of all devices, which nobody would put back.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def _global_generator(device: torch.device) -> Tensor:
