@@ -26,13 +26,16 @@ if TYPE_CHECKING:
     from testtime.adaptation.methods.bn import BNAdapt as BNAdapt
     from testtime.adaptation.methods.source import Source as Source
     from testtime.adaptation.methods.tent import Tent as Tent
+    from testtime.adaptation.objectives import OpinionEntropy as OpinionEntropy
     from testtime.adaptation.optim import SGD as SGD
     from testtime.adaptation.optim import Adam as Adam
+    from testtime.adaptation.optim import AdamW as AdamW
     from testtime.adaptation.state import State as State
 
 # Each public name and the module that defines it. Methods and submodules find themselves.
 _public: dict[str, str] = {
     "Adam": "testtime.adaptation.optim",
+    "AdamW": "testtime.adaptation.optim",
     "Adapted": "testtime.adaptation.adapted",
     "LAWS": "testtime.adaptation.contract",
     "LawBroken": "testtime.adaptation.contract",
@@ -40,6 +43,7 @@ _public: dict[str, str] = {
     "Method": "testtime.adaptation.core",
     "Net": "testtime.adaptation.core",
     "Objective": "testtime.adaptation.core",
+    "OpinionEntropy": "testtime.adaptation.objectives",
     "Report": "testtime.adaptation.adapted",
     "SGD": "testtime.adaptation.optim",
     "Settled": "testtime.adaptation.core",

@@ -21,15 +21,11 @@ class Informed(tt.Tent):
     needs_source = True
 
     def prepare(self, learner, batches):
-        total = {}
-        for x in batches:
+        def loss(net, x, memory):
+            return Objective(loss=net(x).logsumexp(1).mean())
 
-            def loss(net, _x, _memory, x=x):
-                return Objective(loss=net(x).logsumexp(1).mean())
-
-            _, grads = learner.gradient(loss)
-            total = {k: total.get(k, 0) + g.square() / len(batches) for k, g in grads.items()}
-        return total
+        found = [learner.gradient(loss)[1] for _ in batches]
+        return {k: sum(grads[k].square() for grads in found) / len(found) for k in found[0]}
 
 
 def test_source_data_become_constants():
@@ -40,6 +36,11 @@ def test_source_data_become_constants():
     assert adapted.learner.constants.keys() == adapted.learner.state.weights.keys()
     assert all((t > 0).any() for t in adapted.learner.constants.values())
     assert not adapted.notes
+    labelled = tt.adapt(model, Informed(), source=[(x, None) for x in batches])
+    for name, constant in adapted.learner.constants.items():
+        assert torch.equal(constant, labelled.learner.constants[name])
+    with pytest.raises(ValueError, match="The source data of Informed held no batch"):
+        tt.adapt(model, Informed(), source=[])
     assert torch.equal(adapted(batches[0]), tt.adapt(model, tt.Tent())(batches[0]))
 
 

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from testtime.adaptation import select
 from testtime.adaptation.calls import Call, Output, Where, chosen, find_logits
-from testtime.adaptation.checks import Found, check_objective, check_places, named, some
+from testtime.adaptation.checks import Found, check_call, check_objective, check_places, named, some
 from testtime.adaptation.copy import private_copy
 from testtime.adaptation.core import Method, Net, Objective, Settled, nothing_found
 from testtime.adaptation.many import evaluate_each, join
@@ -563,7 +563,8 @@ class Learner:
     def _prepare(self, batches: Iterable[Any]) -> None:
         self.work, self._versions = self.state.values(), self._count_versions()
         with torch.enable_grad():
-            self.constants = self.method.prepare(self, batches)
+            self.constants = self.method.prepare(self, self._each_input(batches))
+        self.call = None
         bad = [k for k, t in self.constants.items() if not bool(t.isfinite().all())]
         if bad or not bool(self._finite):
             raise ValueError(
@@ -574,6 +575,17 @@ class Learner:
         self.state.batch, self.notes, self.unused = 0, {}, None
         self.work = self.state
         self.start = self._begun_here()
+
+    def _each_input(self, batches: Iterable[Any]) -> Iterator[Tensor]:
+        """Yield the input of every source batch, bound as the call at hand."""
+        name, empty = f"The source data of {type(self.method).__name__}", True
+        for batch in batches:
+            empty = False
+            self.call = Call.of(batch)
+            check_call(self.call, self.module, 1, name)
+            yield self.call.x
+        if empty:
+            raise ValueError(f"{name} held no batch. Pass source= with a list or a data loader.")
 
     def _begun_here(self) -> State:
         """Return the state as the start, sharing what stays as it is: it is only ever read."""
