@@ -302,8 +302,8 @@ class Method:
             values |= cls.presets[name]
         return cls(**values | changes)
 
-    # Capabilities as data. A method overrides them by plain attributes of its class, or by properties
-    # where they hang on a hyper-parameter.
+    # Capabilities as data. A method overrides them by plain attributes of its class, or, where they
+    # hang on a hyper-parameter, by properties.
 
     @property
     def answers(self) -> Literal["before", "after"]:
