@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from testtime.adaptation.learner import Learner as Learner
     from testtime.adaptation.methods.bn import BNAdapt as BNAdapt
     from testtime.adaptation.methods.source import Source as Source
+    from testtime.adaptation.methods.t3a import T3A as T3A
     from testtime.adaptation.methods.tent import Tent as Tent
     from testtime.adaptation.objectives import OpinionEntropy as OpinionEntropy
     from testtime.adaptation.optim import SGD as SGD

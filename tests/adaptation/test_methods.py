@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 import testtime as tt
+from testtime.adaptation.objectives import entropy
+from testtime.models.tiny import tiny
 
 
 def net(dropout=0.5):
@@ -81,6 +83,7 @@ def test_a_source_counted_in_images():
         (lambda: tt.Tent(reset_every=-1), "reset_every=-1"),
         (lambda: tt.BNAdapt("mix", prior=1.5), "a weight between 0 and 1"),
         (lambda: tt.BNAdapt("mixed"), r"BNAdapt\(variant='mixed'\) is not known"),
+        (lambda: tt.T3A(filter_k=-1), r"T3A\(filter_k=-1\): .* T3A.preset\('unfiltered'\)"),
         (lambda: tt.Tent.preset("offical"), "no preset 'offical'.* Did you mean 'official'"),
     ],
 )
@@ -93,3 +96,52 @@ def test_a_method_shows_what_is_not_its_default():
     assert repr(tt.Tent()) == "Tent()"
     assert repr(tt.Tent(steps=2, layers=(nn.LayerNorm,))) == "Tent(steps=2, layers=(LayerNorm,))"
     assert tt.Tent().configuration()["layers"] == "(BatchNorm, InstanceNorm, GroupNorm, LayerNorm)"
+
+
+def by_hand(features, labels, entropies, k, classes):
+    """Return T3A's prototypes, class by class."""
+    columns = []
+    for c in range(classes):
+        rows = sorted(
+            (i for i, label in enumerate(labels) if label == c), key=lambda i: entropies[i]
+        )
+        total = sum((features[i] / features[i].norm() for i in rows[:k]), torch.zeros(8))
+        columns.append(total / total.norm().clamp(min=1e-12))
+    return torch.stack(columns)
+
+
+def test_t3a_against_a_loop_over_classes():
+    model, batches = tiny("groupnorm")
+    adapted, head = tt.adapt(model, tt.T3A(filter_k=2)), model[8]
+    seen = head.weight.detach()
+    for x in batches:
+        answer = adapted(x)
+        features = model[:8](x).detach()
+        seen = torch.cat([seen, features])
+        logits = head(seen).detach()
+        wanted = by_hand(seen, logits.argmax(1).tolist(), entropy(logits).tolist(), 2, 5)
+        assert torch.allclose(answer, features @ wanted.T, atol=1e-5)
+        assert torch.allclose(adapted.predict(x), answer, atol=1e-5)
+    assert len(adapted.learner.state.memory["labels"]) == 10
+
+
+def test_t3a_exports_as_the_model_with_another_classifier():
+    model, batches = tiny("batchnorm2d")
+    adapted = tt.adapt(model, tt.T3A()).fit(batches)
+    module, gap = adapted.export(batches[0])
+    assert gap == 0
+    assert torch.equal(module(batches[0]), adapted.predict(batches[0]))
+    assert not module[8].bias.any()
+
+
+def test_a_parametrised_classifier_is_refused_by_t3a():
+    model = nn.Sequential(nn.Linear(10, 8), nn.utils.parametrizations.weight_norm(nn.Linear(8, 5)))
+    with pytest.raises(ValueError, match="the weight of '1', but that is computed from"):
+        tt.adapt(model, "t3a")
+
+
+def test_half_precision_ties_do_not_decide():
+    model, batches = tiny("groupnorm")
+    adapted = tt.adapt(model.bfloat16(), "t3a")
+    assert adapted(batches[0].bfloat16()).dtype == torch.bfloat16
+    assert adapted.learner.state.memory["entropies"].dtype == torch.float32
