@@ -1,5 +1,7 @@
 """What the methods do beyond their recordings."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -83,6 +85,8 @@ def test_a_source_counted_in_images():
         (lambda: tt.Tent(reset_every=-1), "reset_every=-1"),
         (lambda: tt.BNAdapt("mix", prior=1.5), "a weight between 0 and 1"),
         (lambda: tt.BNAdapt("mixed"), r"BNAdapt\(variant='mixed'\) is not known"),
+        (lambda: tt.LAME("kNN"), r"LAME\(affinity='kNN'\) is not known: use 'rbf', 'knn'"),
+        (lambda: tt.LAME(k=0), r"LAME\(k=0\)"),
         (lambda: tt.T3A(filter_k=-1), r"T3A\(filter_k=-1\): .* T3A.preset\('unfiltered'\)"),
         (lambda: tt.Tent.preset("offical"), "no preset 'offical'.* Did you mean 'official'"),
     ],
@@ -145,3 +149,55 @@ def test_half_precision_ties_do_not_decide():
     adapted = tt.adapt(model.bfloat16(), "t3a")
     assert adapted(batches[0].bfloat16()).dtype == torch.bfloat16
     assert adapted.learner.state.memory["entropies"].dtype == torch.float32
+
+
+def lame_by_hand(features, probs, affinity, k):
+    """Return LAME's predictions and the energy that they minimise, row by row."""
+    g = [f / f.norm() for f in features]
+    rows = range(len(g))
+    d = torch.tensor([[float((g[i] - g[j]).norm()) for j in rows] for i in rows])
+    if affinity == "rbf":
+        width = sum(float(d[i].sort().values[min(k, len(g)) - 1]) for i in rows) / len(g)
+        kernel = torch.exp(-(d**2) / (2 * width**2))
+    elif affinity == "linear":
+        kernel = torch.tensor([[float(g[i] @ g[j]) for j in rows] for i in rows])
+    else:
+        kernel = torch.zeros(len(g), len(g))
+        for i in rows:
+            kernel[i, d[i].argsort()[1 : k + 1]] = 1.0
+    y, energies = probs, []
+    for _ in range(100):
+        y = torch.stack([(probs[i].log() + kernel[i] @ y).softmax(0) for i in rows])
+        pull = (kernel @ y * y).sum() / 2
+        energies.append(float((y * (y.log() - probs.log())).sum() - pull))
+    return y, energies
+
+
+@pytest.mark.parametrize("affinity", ["rbf", "knn", "linear"])
+def test_lame_against_a_loop_over_rows(affinity):
+    model, batches = tiny("groupnorm")
+    answer = tt.adapt(model, tt.LAME(affinity, k=3))(batches[0])
+    features, probs = model[:8](batches[0]).detach(), model(batches[0]).softmax(1).detach()
+    wanted, energies = lame_by_hand(features, probs, affinity, 3)
+    assert torch.allclose(answer.exp(), wanted, atol=1e-4)
+    if affinity != "knn":  # whose affinity is not symmetric
+        assert all(b <= a + 1e-4 for a, b in itertools.pairwise(energies))
+
+
+@pytest.mark.parametrize("affinity", ["rbf", "knn", "linear"])
+def test_lame_on_equal_images_and_on_one(affinity):
+    model, batches = tiny("groupnorm")
+    x = batches[0][:1]
+    equal = tt.adapt(model, tt.LAME(affinity))(x.repeat(6, 1, 1, 1))
+    assert equal.isfinite().all()
+    assert torch.allclose(equal, equal[:1].expand_as(equal), atol=1e-5)
+    alone = tt.adapt(model, tt.LAME(affinity))(x)
+    assert alone.argmax() == model(x).argmax()
+    assert torch.allclose(alone.exp().sum(1), torch.ones(1))
+
+
+def test_lame_is_not_exported():
+    model, batches = tiny("groupnorm")
+    adapted = tt.adapt(model, "lame").fit(batches)
+    with pytest.raises(ValueError, match="LAME corrects the predictions of a batch"):
+        adapted.export(batches[0], statistics="source")
