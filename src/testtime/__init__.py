@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from testtime.adaptation.core import Settled as Settled
     from testtime.adaptation.doctor import doctor as doctor
     from testtime.adaptation.learner import Learner as Learner
+    from testtime.adaptation.methods.actmad import ActMAD as ActMAD
     from testtime.adaptation.methods.bn import BNAdapt as BNAdapt
     from testtime.adaptation.methods.lame import LAME as LAME
     from testtime.adaptation.methods.source import Source as Source

@@ -201,3 +201,72 @@ def test_lame_is_not_exported():
     adapted = tt.adapt(model, "lame").fit(batches)
     with pytest.raises(ValueError, match="LAME corrects the predictions of a batch"):
         adapted.export(batches[0], statistics="source")
+
+
+class TwoInOne(nn.Module):
+    """A norm layer that is called twice, an in-place ReLU after it, one number as the answer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.head = nn.Linear(3, 1)
+
+    def forward(self, x):
+        for _ in range(2):
+            x = self.norm(self.conv(x)).relu_()
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("overwritten", [False, True])
+def test_actmad_against_a_loop_over_places(overwritten):
+    torch.manual_seed(0)
+    model, source, x = TwoInOne().eval(), torch.rand(2, 4, 3, 6, 6), torch.rand(5, 3, 6, 6)
+
+    def outputs(x):
+        found = []
+        for _ in range(2):
+            x = model.norm(model.conv(x)).detach()
+            found.append(x.relu() if overwritten else x)
+            x = x.relu()
+        return found
+
+    loss = 0.0
+    for call in range(2):
+        places = outputs(x)[call].flatten(1).T
+        sources = [outputs(batch)[call].flatten(1).T for batch in source]
+        for f in (torch.mean, torch.var):
+            wanted = [sum(float(f(s[place])) for s in sources) / 2 for place in range(len(places))]
+            gaps = [abs(float(f(row)) - w) for row, w in zip(places, wanted, strict=True)]
+            loss += 0.5 * sum(gaps) / len(gaps)
+    adapted = tt.adapt(model, tt.ActMAD(overwritten=overwritten), source=list(source))
+    with pytest.warns(UserWarning, match=r"head\.weight, head\.bias"):
+        answer = adapted(x)
+    assert float(adapted.notes["loss"][0]) == pytest.approx(loss, rel=1e-4)
+    assert torch.equal(answer, adapted.predict(x))  # from after the update
+    assert not torch.allclose(answer, model(x))
+    assert torch.equal(adapted.learner.state.buffers["norm.running_mean"], model.norm.running_mean)
+
+
+def test_actmad_refuses_what_it_has_no_statistics_for():
+    model, batches = tiny("batchnorm2d")
+    with pytest.raises(ValueError, match="ActMAD needs source data"):
+        tt.adapt(model, "actmad")
+    with pytest.raises(ValueError, match="one has a single image"):
+        tt.adapt(model, "actmad", source=[batches[0], batches[1][:1]])
+    larger = torch.rand(6, 3, 9, 9)
+    with pytest.raises(ValueError, match=r"put out \[8, 9, 9\] here and \[8, 8, 8\] on source"):
+        tt.adapt(model, "actmad", source=[batches[0], larger])
+    adapted = tt.adapt(model, "actmad", source=batches)
+    for x, said in ((larger, r"\[8, 9, 9\] here"), (batches[0][:1], "batches of at least 2")):
+        before = adapted.snapshot()
+        with pytest.raises(ValueError, match=said):
+            adapted(x)
+        assert all(
+            torch.equal(before.weights[k], v) for k, v in adapted.learner.state.weights.items()
+        )
+
+
+def test_actmad_officials_dropout_is_on_and_its_batchnorm_in_eval_mode():
+    adapted = tt.adapt(net(), tt.ActMAD.preset("official"), source=[torch.rand(8, 3, 6, 6)] * 2)
+    with pytest.warns(UserWarning, match=r"6\.weight"):  # the classifier, which nothing moves
+        assert modes(adapted) == {"", "0", "2", "3", "4", "6"}
