@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from testtime.adaptation import select
-from testtime.adaptation.calls import Call, Output, Where, chosen, find_logits
+from testtime.adaptation import select, window
+from testtime.adaptation.calls import Call, Output, Where, chosen, find_logits, row_of
 from testtime.adaptation.checks import Found, check_call, check_objective, check_places, named, some
 from testtime.adaptation.copy import private_copy
 from testtime.adaptation.core import Method, Net, Objective, Settled, nothing_found
@@ -292,11 +292,33 @@ class Learner:
             self._require_finite(logits)
             if fresh:
                 drawn = self.generator.get_state()
-                self.reset(self.method.survives)
+                self.reset((*self.method.survives, "window"))  # whose rows this step works on
                 self.generator.set_state(drawn)
                 self._versions = self._count_versions()
             self._commit()
+            self.state.batch += 1
         return logits
+
+    def adapt_window(self, call: Call, size: int, fresh: bool = False) -> Tensor:
+        """Take one row into the window, adapt to all of it at every ``size``-th; return its logits.
+
+        In between a row is answered beside those that wait, where rows couple, and alone elsewhere;
+        nothing adapts, but buffers follow the forward, as they do in a step.
+        """
+        gathered, place = window.join(self.state, call, size)
+        self.measure_coupling(gathered)
+        if place == size - 1:
+            logits = self.adapt(gathered, fresh)
+        else:
+            place, gathered = (0, call) if self.couples is False else (place, gathered)
+            with self._opened(gathered):
+                logits = self._answered(self.answer())
+                self._require_finite(logits)
+                self._commit()
+        window.store(self.state, call, size)
+        if self.output is not None:
+            self.output = row_of(self.output, place)
+        return logits[place : place + 1]
 
     def predict(self, call: Call) -> Tensor:
         """Return the logits of a batch; nothing changes."""
@@ -386,6 +408,8 @@ class Learner:
             self.generator.set_state(self.start.generator)
         self.state.generator = self.generator.get_state()
         self.state.batch = 0
+        if not under("window", survives):
+            self.state.window, self.state.seen = {}, 0
 
     def restore(self, state: State) -> None:
         """Write a state of this very learner back."""
@@ -415,6 +439,8 @@ class Learner:
         self.generator.set_state(state.generator)
         self.state.generator = state.generator.clone()
         self.state.memory, self.state.batch, self.state.begun = memory, state.batch, state.begun
+        self.state.window = {k: t.clone() for k, t in state.window.items()}
+        self.state.seen = state.seen
 
     # How it is done.
 
@@ -534,7 +560,6 @@ class Learner:
             self.generator.set_state(self.state.generator)
         if self._drew:
             self.state.generator = self.generator.get_state()
-        self.state.batch += 1
 
     def _count_versions(self) -> list[int]:
         return [t._version for t in (*self.state.weights.values(), *self.state.memory.values())]
@@ -572,8 +597,14 @@ class Learner:
                 f"{f' ({some(bad)})' if bad else ''}. Look for NaN or infinite values in source=."
             )
         self._commit()
-        self.state.batch, self.notes, self.unused = 0, {}, None
-        self.work = self.state
+        self.notes, self.unused, self.work = {}, None, self.state
+        self.start = self._begun_here()
+
+    def take_constants(self, constants: Tensors, buffers: Tensors) -> None:
+        """Begin with what was prepared from source data before: constants, and moved buffers."""
+        self.constants = {k: t.to(self.device, copy=True) for k, t in constants.items()}
+        for name, value in buffers.items():
+            self.state.buffers[name].copy_(value)
         self.start = self._begun_here()
 
     def _each_input(self, batches: Iterable[Any]) -> Iterator[Tensor]:
