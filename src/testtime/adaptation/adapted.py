@@ -3,71 +3,28 @@
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from testtime.adaptation import persistence
+from testtime.adaptation import coupling, persistence
 from testtime.adaptation.calls import Call, Where, describe, put_logits
 from testtime.adaptation.checks import check_call, check_values
 from testtime.adaptation.copy import Watch, shared_tensors, unwrap
 from testtime.adaptation.core import Method
 from testtime.adaptation.export import Exported, export
 from testtime.adaptation.learner import Learner
+from testtime.adaptation.many import adapt_each
 from testtime.adaptation.methods import find
 from testtime.adaptation.preprocessing import Preprocessing, declared
+from testtime.adaptation.report import Report
 from testtime.adaptation.state import State
 
 CHUNK = 16  # samples adapted at once: on two cores more gain nothing and cost memory
 
 Many = Literal["auto", "vmap", "loop"]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What an adapted model has done so far.
-
-    Args:
-        method: the method with its hyper-parameters.
-        adapts: names of the tensors that may change.
-        share: adapting parameters' share of all, from 0 to 1.
-        unused: adapting parameters that turned out to have no influence on the answer.
-        couples: whether a row's answer depends on the rows beside it; none until measured.
-        batches: batches since the start or the last reset.
-        skipped: batches (samples, where each is an episode) that were not finite and changed
-            nothing, of all since it was built.
-        forwards: images that went forward, looks of the first batch included.
-        backwards: images that went backward.
-        said: everything that was chosen, approximated or left out.
-    """
-
-    method: Method
-    adapts: tuple[str, ...]
-    share: float
-    unused: tuple[str, ...]
-    couples: bool | None
-    batches: int
-    skipped: int
-    forwards: int
-    backwards: int
-    said: tuple[str, ...] = field(default=())
-
-    def __str__(self) -> str:
-        """Return the report in lines to read."""
-        couples = {None: "not measured yet", True: "yes", False: "no"}[self.couples]
-        lines = [
-            f"method     {self.method}",
-            f"adapts     {len(self.adapts)} tensors, {self.share:.2%} of the parameters",
-            f"unused     {', '.join(self.unused) or 'none'}",
-            f"batches    {self.batches} since the last reset; {self.skipped} skipped, not finite",
-            f"cost       {self.forwards} images forward, {self.backwards} backward",
-            f"couples    rows of a batch: {couples}",
-            *(f"said       {sentence}" for sentence in self.said),
-        ]
-        return "\n".join(lines)
 
 
 class _Turn:
@@ -148,7 +105,7 @@ class Adapted(nn.Module):
                 logits = self._in_window(call)
                 self._unseen = False
                 return self._answer(logits)
-            self.learner.measure_coupling(call)
+            coupling.measure(self.learner, call)
             if self.episodic == "sample":
                 logits = self._each(call)
             else:
@@ -409,16 +366,16 @@ class Adapted(nn.Module):
             )
         if self._many == "vmap":
             try:
-                return learner.adapt_each(call, CHUNK)
+                return adapt_each(learner, call, CHUNK)
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, ValueError, NotImplementedError, TypeError, IndexError) as error:
                 refusal = str(error).splitlines()[0] if str(error) else type(error).__name__
-                logits = learner.adapt_each(call, 0)
+                logits = adapt_each(learner, call, 0)
                 self._many = "loop"
                 learner.say(f"Samples are adapted one after another: vmap refused ({refusal}).")
                 return logits
-        return learner.adapt_each(call, 0)
+        return adapt_each(learner, call, 0)
 
     def _answer(self, logits: Tensor) -> Any:
         output = self.learner.output
