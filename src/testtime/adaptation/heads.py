@@ -23,7 +23,7 @@ def find(method: Method, module: nn.Module, head: str | None = None) -> str:
         head: the dotted name of its classifier, where it is known.
 
     Raises:
-        ValueError: there is no Linear layer, or none of that name.
+        ValueError: there is no Linear layer, or none of that name, or it has a single output.
     """
     linear = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
     asked = getattr(module, "get_classifier", lambda: None)()
@@ -34,6 +34,11 @@ def find(method: Method, module: nn.Module, head: str | None = None) -> str:
         raise ValueError(
             f"{type(method).__name__} needs the classifier of the model, but there is {wanted} in "
             f"this one (Linear layers: {some(list(linear)) or 'none'}).{ADVICE}"
+        )
+    if linear[found].out_features < 2:
+        raise ValueError(
+            f"{type(method).__name__} needs a classifier, but '{found}' has one output: a "
+            f"regression, or a sigmoid's logit.{ADVICE}"
         )
     return found
 
