@@ -140,7 +140,7 @@ class FOA(Method):
             state, candidates = self._drawn(net, memory, draw)
         tried = []
         for prompts in candidates:
-            found, logits, answer = self._shifted(net, x, memory, prompts)
+            found, logits, answer = self._shifted(net, x, memory, place, prompts)
             wide, entropies = _wide(found), entropy(_wide(logits))
             mean, std = wide.mean(0), wide.std(0)
             apart = (std - source["std"]).square() + (mean - source["mean"]).square()
@@ -176,7 +176,8 @@ class FOA(Method):
         """Return the shifted logits, by the best prompts of the last batch."""
         tried = self.variant == "foa" and net.batch
         prompts = memory["best"] if tried else memory["history"].new_empty(0)
-        return self._shifted(net, x, memory, prompts)[2]
+        place = tokens.find(self, net.module, self.head)
+        return self._shifted(net, x, memory, place, prompts)[2]
 
     def _drawn(self, net: Net, memory: Tensors, draw: Draw) -> tuple[Tensors, Tensor]:
         """Return the distribution, decomposed anew now and then, and the candidates."""
@@ -188,10 +189,9 @@ class FOA(Method):
         return state, torch.cat([drawn, memory["best"][None]])
 
     def _shifted(
-        self, net: Net, x: Tensor, memory: Tensors, prompts: Tensor
+        self, net: Net, x: Tensor, memory: Tensors, place: tokens.Tokens, prompts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return features and logits with these prompts, and the logits of the shifted features."""
-        place = tokens.find(self, net.module, self.head)
         found, logits = tokens.features(net, x, place, prompts.view(-1, place.width))
         shift = net.constants["mean"][-place.width :] - memory["history"]
         shift = shift.where(memory["has_history"], 0.0).to(found.dtype)
