@@ -149,20 +149,20 @@ class FOA(Method):
                 fitness = self.strength * apart.mean() + entropies.mean()
             tried.append((fitness, answer, mean[-place.width :].detach()))
         fitness, answers, means = (torch.stack(parts) for parts in zip(*tried, strict=True))
-        best, mean = fitness.argmin(), means.mean(0)
+        best, mean = fitness.argmin(keepdim=True), means.mean(0)  # [1]: a scalar would be looked at
         moved = self.rate * memory["history"] + (1 - self.rate) * mean
         remembered = {
             "history": torch.where(memory["has_history"], moved, mean),
             "has_history": torch.ones_like(memory["has_history"]),
         }
         notes = {"fitness": fitness, "best": best, "batch_means": means}
-        objective = Objective(logits=answers[best].detach(), memory=remembered, notes=notes)
+        objective = Objective(logits=answers[best][0].detach(), memory=remembered, notes=notes)
         if self.variant == "bp":
             objective.loss = fitness[0]
         if self.variant == "foa":
             with torch.autocast(x.device.type, enabled=False):
                 told = evolution.updated(state, candidates, fitness, self.popsize)
-            objective.memory = told | remembered | {"best": candidates[best]}
+            objective.memory = told | remembered | {"best": candidates[best][0]}
         return objective
 
     def answering(self, net: Net, memory: Tensors) -> Net:

@@ -30,10 +30,11 @@ class T3A(Method):
     answer has seen its own batch. A class without supports has ``c_k = 0``.
 
     Fails where early mistakes are sure of themselves, for they stay, and with classes that are
-    never predicted. Its answers are badly calibrated: ``f`` is not normalised.
+    never or seldom predicted. Its answers are badly calibrated: ``f`` is not normalised.
 
-    Not changed from the official code, but for the bound on the supports. Preset ``unfiltered``:
-    that code's ``K = -1``, in which every class loses its least sure support at every batch.
+    Changed from the official code: ``predict`` filters nothing, and answers by the source's
+    classifier before the first batch. Preset ``unfiltered``: that code's ``K = -1``, in which every
+    class loses its least sure support at every batch, here with a bound on them.
 
     Args:
         filter_k: supports that stay of each class; 1 to 100, on held-out source data, or 20.
