@@ -11,6 +11,7 @@ import torchvision  # isort: skip
 import transformers  # isort: skip
 
 import testtime as tt
+from tests.adaptation.test_adapted import LOOKS, Recorder
 from testtime.adaptation import tokens
 from testtime.models.tiny import randomised, tiny
 
@@ -144,6 +145,19 @@ def test_is_not_exported(method):
     adapted = tt.adapt(model, method, source=batches).fit(batches)
     with pytest.raises(ValueError, match="FOA puts prompts and a shift into"):
         adapted.export(batches[0])
+
+
+@pytest.mark.parametrize("method", VARIANTS[1:], ids=lambda method: method.variant)
+def test_steps_are_alike_and_do_not_look(method):
+    model, batches = made(timm_vit)
+    adapted = tt.adapt(model, method, source=batches).fit(batches)
+    runs = []
+    for x in batches:
+        with Recorder() as recorder:
+            adapted(x)
+        runs.append(recorder.seen)
+    assert runs[0] == runs[1] == runs[2]
+    assert [name for name, *_ in runs[0] if any(look in name for look in LOOKS)] == []
 
 
 @pytest.mark.parametrize(

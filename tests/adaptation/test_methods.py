@@ -129,6 +129,21 @@ def test_t3a_against_a_loop_over_classes():
     assert len(adapted.learner.state.memory["labels"]) == 10
 
 
+def test_t3a_unfiltered_loses_the_last_support_of_each_class():
+    rows = {
+        "features": torch.arange(6.0)[:, None],
+        "labels": torch.tensor([1, 0, 1, 1, 2, 3]),  # of three classes: the last is no row
+        "entropies": torch.tensor([0.3, 0.1, 0.2, 0.4, 0.5, torch.inf]),
+    }
+    kept = tt.T3A(filter_k=2).filtered(rows, 3)
+    assert kept["features"].flatten().tolist() == [1, 2, 0, 4, 0, 0]
+    assert kept["labels"].tolist() == [0, 1, 1, 2, 3, 3]
+    kept = tt.T3A(filter_k=2, loses_last=True).filtered(rows, 3)
+    assert kept["labels"].tolist() == [1, 1, 3, 3, 3, 3]
+    assert kept["entropies"][:2].tolist() == pytest.approx([0.2, 0.3])
+    assert kept["entropies"][2:].isinf().all()
+
+
 def test_t3a_exports_as_the_model_with_another_classifier():
     model, batches = tiny("batchnorm2d")
     adapted = tt.adapt(model, tt.T3A()).fit(batches)
