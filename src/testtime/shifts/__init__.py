@@ -1,4 +1,4 @@
-"""Shifted data: corruptions of images and data that were read."""
+"""Shifted data: corruptions of images, data that were read, and streams of them."""
 
 from testtime.shifts.corruptions import corrupt
 from testtime.shifts.data import Data
@@ -14,11 +14,30 @@ from testtime.shifts.readers import (
     read_parquet,
 )
 from testtime.shifts.shift import shifted
+from testtime.shifts.streams import (
+    Batch,
+    Stream,
+    continual,
+    gradual,
+    load_stream,
+    mixed,
+    natural,
+    repeating,
+    single,
+    slow,
+)
 
 __all__ = [
+    "Batch",
     "Data",
     "Decode",
+    "Stream",
+    "continual",
     "corrupt",
+    "gradual",
+    "load_stream",
+    "mixed",
+    "natural",
     "read_cifar_c",
     "read_folder",
     "read_huggingface",
@@ -27,5 +46,8 @@ __all__ = [
     "read_npz",
     "read_pairs",
     "read_parquet",
+    "repeating",
     "shifted",
+    "single",
+    "slow",
 ]
