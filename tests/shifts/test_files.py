@@ -233,7 +233,7 @@ def test_broken_images_are_named_and_left_out(broken, tmp_path):
 
 
 def test_strict_stops_at_a_broken_image(broken, tmp_path):
-    with pytest.raises(ValueError, match=r"n02099601/cut.png is not a whole.*leave out --strict"):
+    with pytest.raises(ValueError, match=r"n02099601/cut.png is not a whole.*do without strict"):
         corrupt_folder(broken, tmp_path / "out", SHIFTS, strict=True)
 
 

@@ -516,6 +516,21 @@ def test_pairs_of_every_kind():
     assert len({data.sha256 for data in read}) == 2  # floats, and bytes
 
 
+def test_an_indexable_data_set_is_read_when_it_is_asked_for():
+    array = levels(5, 9, 7, 3)
+    dataset = Indexed([Image.fromarray(image) for image in array], [0, 1, 2, 3, 4])
+    data = read_pairs(dataset, name="lazy", labels=dataset.y)
+    assert data.fingerprint()["sha256_of"] == "labels"
+    dataset.x[3] = Image.fromarray(array[0])
+    assert torch.equal(data.images, expected(array[[0, 1, 2, 0, 4]]))
+    assert data.labels.tolist() == [0, 1, 2, 3, 4]
+    dataset.x[2] = Image.fromarray(array[2][:5])
+    with pytest.raises(ValueError, match=r"Pair 2 of lazy has samples of shape \[5, 7, 3\]"):
+        read_pairs(dataset, name="lazy", labels=dataset.y).load()
+    with pytest.raises(ValueError, match="5 samples but labels of shape"):
+        read_pairs(dataset, name="lazy", labels=[1, 2])
+
+
 @pytest.mark.parametrize(
     ("pairs", "error", "said"),
     [

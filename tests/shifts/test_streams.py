@@ -446,9 +446,12 @@ def test_what_cannot_be_streamed_is_refused_at_once(build, said):
     [
         (lambda: continual(DATA, "fog:5"), r"Give a list of shifts, found 'fog:5'"),
         (lambda: continual(DATA), "Say which shifts"),
+        (lambda: single([(DATA.images, 1)]), "found list. Read it first, with read_pairs"),
+        (lambda: continual({"fog:5": DATA.images}), "found Tensor. Read it first"),
+        (lambda: mixed(DATA.images, ["clean"]), "found Tensor"),
     ],
 )
-def test_shifts_are_a_list(build, said):
+def test_what_is_of_another_type_is_refused(build, said):
     with pytest.raises(TypeError, match=said):
         build()
 

@@ -3,6 +3,7 @@
 from testtime.shifts.corruptions import corrupt
 from testtime.shifts.data import Data
 from testtime.shifts.decode import Decode
+from testtime.shifts.protocols import continual, gradual, mixed, natural, repeating, single, slow
 from testtime.shifts.readers import (
     read_cifar_c,
     read_folder,
@@ -14,18 +15,7 @@ from testtime.shifts.readers import (
     read_parquet,
 )
 from testtime.shifts.shift import shifted
-from testtime.shifts.streams import (
-    Batch,
-    Stream,
-    continual,
-    gradual,
-    load_stream,
-    mixed,
-    natural,
-    repeating,
-    single,
-    slow,
-)
+from testtime.shifts.streams import Batch, Stream, load_stream
 
 __all__ = [
     "Batch",

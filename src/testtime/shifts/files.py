@@ -102,7 +102,7 @@ def corrupt_folder(
                     progress(1)
             except _BrokenError as error:
                 if strict:
-                    raise ValueError(f"{error} Mend it, or leave out --strict.") from error
+                    raise ValueError(f"{error} Mend or remove it, or do without strict.") from error
                 outcome.broken[path] = str(error)
                 progress(len(missing))
     if len(outcome.broken) == len(paths):

@@ -1,4 +1,4 @@
-"""Streams: data as they come in life, one batch after another.
+"""Streams: data as they come in life, one batch after another. ``protocols`` makes them.
 
 A stream is a list of runs, each a stretch of samples under one shift (or, mixed, under several),
 over passes through the data in some order. Everything follows from data, runs, order and seed.
@@ -6,12 +6,11 @@ over passes through the data in some order. Everything follows from data, runs, 
 
 import json
 import os
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,8 +30,8 @@ class Batch:
 
     Args:
         images: float32 ``[B, ...]``; images are in [0, 1].
-        labels: ``[B]``, int64, for whoever judges the answers.
-        index: ``[B]``, int64, of the samples in their data.
+        labels: ``[B]``, int64, on the CPU, for whoever judges the answers.
+        index: ``[B]``, int64, on the CPU, of the samples in their data.
         shifts: of each sample, such as ``fog:5``, ``fog:3+snow:2`` or ``clean``.
         timestamps: ``[B]``, seconds, float64, where the data have them.
     """
@@ -52,20 +51,6 @@ class Batch:
         return torch.tensor([severity(shift) for shift in self.shifts])
 
 
-class InOrder(TypedDict, total=False):
-    """What every builder takes besides its own arguments: see ``Stream``."""
-
-    batch_size: int
-    seed: int
-    device: str
-
-
-class Options(InOrder, total=False):
-    """What all builders but ``natural`` take besides."""
-
-    order: str
-
-
 class Run(NamedTuple):
     """Samples ``start`` to ``start + samples`` of all passes over the data, under these shifts."""
 
@@ -76,10 +61,11 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """Batches in a fixed sequence; made by the functions of this module.
+    """Batches in a fixed sequence; made by the functions of ``protocols``.
 
     >>> from testtime import demo
     >>> digits = Data("digits", *demo.digits("test"), sha256=demo.sha256())
+    >>> from testtime.shifts import continual
     >>> stream = continual(digits, ["fog:5", "contrast:5"], batch_size=200, seed=1)
     >>> len(stream), stream.samples, stream.shifts
     (8, 1594, ('fog:5', 'contrast:5'))
@@ -120,16 +106,15 @@ class Stream:
             raise ValueError("The stream is empty. Give at least one shift, and one pass.")
         parse_order(self.order)
         for shift in self.shifts:
-            if isinstance(self.data, Data):
+            if data_of(self.data, shift) is self.data:
                 parse_corruptions(shift)
-            else:
-                _known(self.data, shift)
         for run in self.runs:
-            if len({len(self._data(shift)) for shift in run.shifts}) > 1:
+            counts = {shift: len(data_of(self.data, shift)) for shift in run.shifts}
+            if len(set(counts.values())) > 1:
                 raise ValueError(
                     "Data that are mixed need the same samples under each shift, found "
-                    + ", ".join(f"{len(self._data(shift))} ({shift})" for shift in run.shifts)
-                    + ". Mix others one after the other, with continual."
+                    + ", ".join(f"{count} ({shift})" for shift, count in counts.items())
+                    + ". Stream others one after the other, with continual."
                 )
 
     @property
@@ -171,6 +156,7 @@ class Stream:
             "protocol": self.protocol,
             "order": self.order,
             "seed": self.seed,
+            "device": self.device,
             "batch_size": self.batch_size,
             "batches": len(self),
             "samples": self.samples,
@@ -206,21 +192,19 @@ class Stream:
         finally:
             part.unlink(missing_ok=True)
 
-    def _data(self, shift: str) -> Data:
-        return self.data if isinstance(self.data, Data) else self.data[shift]
-
     def _source(self, shift: str) -> Data:
         if isinstance(self.data, Data):
             return shifted(self.data, shift, seed=self.seed, device=self.device)
         return shifted(self.data[shift], CLEAN, device=self.device)
 
     def _order(self, shift: str, number: int) -> Tensor:
-        return arrange(self.order, self._data(shift).labels, derive(self.seed, "order", number))
+        labels = data_of(self.data, shift).labels
+        return arrange(self.order, labels, derive(self.seed, "order", number))
 
     def _draw(
         self, order: Callable[[str, int], Tensor], run: Run, start: int, stop: int
     ) -> tuple[Tensor, Tensor]:
-        count = len(self._data(run.shifts[0]))
+        count = len(data_of(self.data, run.shifts[0]))
         # The order doesn't depend on the corruption: one is made for all of them.
         of = "" if isinstance(self.data, Data) else run.shifts[0]
         passes = torch.arange(start, stop) // count
@@ -237,143 +221,6 @@ class Stream:
             len(run.shifts), (count,), generator=generator(derive(self.seed, "mixed"))
         )
         return index, (first[index] + passes) % len(run.shifts)
-
-
-def single(data: Data | Shifted, shift: str = CLEAN, **options: Unpack[Options]) -> Stream:
-    """Stream the data once, under one shift.
-
-    The options of this and all other builders are ``order``, ``batch_size``, ``seed`` and
-    ``device`` of ``Stream``.
-    """
-    return Stream("single", data, _passes(data, [shift]), **options)
-
-
-def natural(data: Data | Shifted, shift: str = CLEAN, **options: Unpack[InOrder]) -> Stream:
-    """Stream the data once in their own order, which is time.
-
-    Raises:
-        ValueError: the timestamps go back.
-    """
-    stamps = data.timestamps if isinstance(data, Data) else data[_known(data, shift)].timestamps
-    if stamps is not None and (back := stamps.diff() < 0).any():
-        raise ValueError(
-            f"The timestamps go back {int(back.sum())} times, first at sample "
-            f"{int(back.nonzero()[0]) + 1}. Sort the data by them, with take."
-        )
-    return Stream("natural", data, _passes(data, [shift]), order="natural", **options)
-
-
-def continual(
-    data: Data | Shifted, shifts: Sequence[str] | None = None, **options: Unpack[Options]
-) -> Stream:
-    """Stream the data once under each shift, one shift after the other.
-
-    Args:
-        data: what is corrupted; or data for each shift, such as those of a released benchmark.
-        shifts: in turn, such as ``["fog:5", "snow:5"]``. Of data for each shift all, if not given.
-        options: see ``single``.
-
-    Source: Wang et al., "Continual test-time domain adaptation", CVPR 2022.
-    """
-    return Stream("continual", data, _passes(data, _shifts(data, shifts)), **options)
-
-
-def gradual(
-    data: Data | Shifted,
-    names: Sequence[str],
-    severities: Sequence[int] = (1, 2, 3, 4, 5, 4, 3, 2, 1),
-    **options: Unpack[Options],
-) -> Stream:
-    """Stream the data under corruptions that grow and fade, a pass for each severity.
-
-    CoTTA's own code begins with the first corruption at its height (5, 4, 3, 2, 1): give that list
-    to ``continual``.
-
-    Source: Wang et al., "Continual test-time domain adaptation", CVPR 2022.
-    """
-    shifts = [f"{name}:{level}" for name in names for level in severities]
-    return Stream("gradual", data, _passes(data, shifts), **options)
-
-
-def repeating(
-    data: Data | Shifted,
-    shifts: Sequence[str] | None = None,
-    *,
-    times: int = 20,
-    **options: Unpack[Options],
-) -> Stream:
-    """Stream the data under each shift, one after the other, and all of it again and again.
-
-    Each pass has an order of its own; an image under one shift is the same every time.
-
-    Source: Hoang et al., "Persistent test-time adaptation in recurring testing scenarios", NeurIPS
-    2024, with 20 times.
-    """
-    return Stream("repeating", data, _passes(data, [*_shifts(data, shifts)] * times), **options)
-
-
-def mixed(
-    data: Data | Shifted,
-    shifts: Sequence[str] | None = None,
-    *,
-    passes: int | None = None,
-    **options: Unpack[Options],
-) -> Stream:
-    """Stream the data with a shift for each sample, drawn evenly.
-
-    In the next pass a sample comes under another shift; after as many passes as there are shifts,
-    which is what is streamed if ``passes`` is not given, it has come under each once.
-
-    Source: Niu et al., "Towards stable test-time adaptation in dynamic wild world", ICLR 2023.
-    """
-    chosen = tuple(_shifts(data, shifts))
-    count = len(data) if isinstance(data, Data) else len(data[_known(data, *chosen)])
-    total = count * (len(chosen) if passes is None else passes)
-    return Stream("mixed", data, (Run(chosen, 0, total),) if total else (), **options)
-
-
-def slow(
-    data: Data,
-    names: Sequence[str],
-    *,
-    samples: int = 7_500_000,
-    step: int = 1000,
-    severity: int = 5,
-    **options: Unpack[Options],
-) -> Stream:
-    """Stream the data for long, while one corruption fades and the next one grows.
-
-    From ``fog:5`` over ``fog:4+snow:1``, ``fog:3+snow:2`` and so on to ``snow:5``, then towards
-    another one, drawn at random. It is made in the manner of CCC, and not CCC: that steps by
-    quarters of a severity, along paths on which a model's accuracy was measured to stay about the
-    same, and crops and flips at random. Here steps are whole, and the sum of both severities stays.
-
-    Passes over the data follow one another, each in an order of its own. A stream of 7.5 million
-    samples holds a list of its steps, and the order of one pass.
-
-    Args:
-        data: what is corrupted.
-        names: of two corruptions or more.
-        samples: how many in all; CCC has 7.5 million.
-        step: samples under each mixture; CCC has 1000, 2000 or 5000.
-        severity: sum of the two severities, 1 to 5.
-        options: see ``single``.
-
-    Source: Press et al., "RDumb: a simple approach that questions our progress in continual
-    test-time adaptation", NeurIPS 2023.
-    """
-    if len(set(names)) < 2 or step < 1 or samples < 1 or severity not in range(1, 6):
-        raise ValueError(
-            "A slow stream goes from one corruption to another: give two names or more, steps and "
-            f"samples of at least 1, and a severity from 1 to 5. Found {len(set(names))} names, "
-            f"step {step}, {samples} samples, severity {severity}."
-        )
-    walk = _walk(names, severity, random.Random(derive(options.get("seed", 0), "walk")))
-    runs = tuple(
-        Run((shift,), start, min(step, samples - start))
-        for start, shift in zip(range(0, samples, step), walk, strict=False)
-    )
-    return Stream("slow", data, runs, **options)
 
 
 def load_stream(path: str | Path, data: Data | Shifted) -> Stream:
@@ -402,7 +249,8 @@ def load_stream(path: str | Path, data: Data | Shifted) -> Stream:
             about["order"],
             about["batch_size"],
             about["seed"],
-            saved=saved,
+            about["device"],
+            saved,
         )
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no stream that was saved whole ({error}).") from error
@@ -418,44 +266,24 @@ def severity(shift: str) -> int:
     return max((int(level) for level in levels if level.isdecimal()), default=0)
 
 
-def _walk(names: Sequence[str], severity: int, draw: random.Random) -> Iterator[str]:
-    """Yield mixtures from one corruption to another and on, without an end."""
-    fading = draw.choice(names)
-    while True:
-        growing = draw.choice([name for name in names if name != fading])
-        for level in range(severity):
-            parts = (fading, severity - level), (growing, level)
-            yield "+".join(f"{name}:{part}" for name, part in parts if part)
-        fading = growing
+def data_of(data: Data | Shifted, shift: str) -> Data:
+    """Return the data that a shift is of: the same for all, or its own.
 
-
-def _passes(data: Data | Shifted, shifts: Sequence[str]) -> tuple[Run, ...]:
-    """Run number k is pass number k over the data of its shift."""
-    runs = []
-    for number, shift in enumerate(shifts):
-        count = len(data) if isinstance(data, Data) else len(data[_known(data, shift)])
-        runs.append(Run((shift,), number * count, count))
-    return tuple(runs)
-
-
-def _shifts(data: Data | Shifted, shifts: Sequence[str] | None) -> Sequence[str]:
-    if isinstance(shifts, str):
-        raise TypeError(f"Give a list of shifts, found '{shifts}'; write ['{shifts}'].")
-    if shifts is not None:
-        return shifts
-    if isinstance(data, Data):
-        raise TypeError("Say which shifts: a list such as ['fog:5', 'snow:5'].")
-    return list(data)
-
-
-def _known(data: Shifted, *shifts: str) -> str:
-    for shift in shifts:
-        if shift not in data:
-            raise ValueError(
-                f"There are no data for the shift '{shift}' (there are for: {', '.join(data)})."
-                f"{suggest(shift, data)}"
-            )
-    return shifts[0]
+    Raises:
+        ValueError: there are none for this shift.
+        TypeError: it is something else than data.
+    """
+    if isinstance(data, Mapping) and shift not in data:
+        raise ValueError(
+            f"There are no data for the shift '{shift}' (there are for: {', '.join(data)})."
+            f"{suggest(shift, data)}"
+        )
+    found: object = data[shift] if isinstance(data, Mapping) else data
+    if not isinstance(found, Data):
+        raise TypeError(
+            f"Streams are of Data, found {type(found).__name__}. Read it first, with read_pairs."
+        )
+    return found
 
 
 def _read(source: Callable[[str], Data], index: Tensor, shifts: tuple[str, ...]) -> Batch:
