@@ -23,8 +23,8 @@ from testtime.shifts import (
     shifted,
     single,
     slow,
-    streams,
 )
+from testtime.shifts import stream as stream_module
 from testtime.shifts.seeds import derive
 
 ORDERS = ("natural", "shuffled", "class", "dirichlet:0.1")
@@ -356,7 +356,9 @@ def test_data_for_each_shift_may_be_of_several_sizes():
 
 
 def test_severities():
-    assert [streams.severity(s) for s in ("clean", "fog:3", "fog:3+contrast:4", "usps:new")] == [
+    assert [
+        stream_module.severity(s) for s in ("clean", "fog:3", "fog:3+contrast:4", "usps:new")
+    ] == [
         0,
         3,
         4,
@@ -373,7 +375,7 @@ def test_a_saved_stream_comes_back_whatever_is_drawn_later(name, tmp_path, monke
     stream.save(tmp_path / "saved")
     before = digest(stream)
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
-    monkeypatch.setattr(streams.Stream, "_draw", None)
+    monkeypatch.setattr(stream_module.Stream, "_draw", None)
     again = load_stream(tmp_path / "saved", stream.data)
     assert digest(again) == before
     assert again.describe() == stream.describe()

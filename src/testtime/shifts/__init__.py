@@ -3,7 +3,6 @@
 from testtime.shifts.corruptions import corrupt
 from testtime.shifts.data import Data
 from testtime.shifts.decode import Decode
-from testtime.shifts.protocols import continual, gradual, mixed, natural, repeating, single, slow
 from testtime.shifts.readers import (
     read_cifar_c,
     read_folder,
@@ -15,7 +14,8 @@ from testtime.shifts.readers import (
     read_parquet,
 )
 from testtime.shifts.shift import shifted
-from testtime.shifts.streams import Batch, Stream, load_stream
+from testtime.shifts.stream import Batch, Stream, load_stream
+from testtime.shifts.streams import continual, gradual, mixed, natural, repeating, single, slow
 
 __all__ = [
     "Batch",
