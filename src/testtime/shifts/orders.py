@@ -37,6 +37,9 @@ def parse_order(order: str) -> tuple[str, float]:
 def arrange(order: str, labels: Tensor, seed: int) -> Tensor:
     """Return the indices of all samples in an order, int64 ``[N]``.
 
+    The last two orders look at all labels of the pass, as they do in the papers; none looks at a
+    sample.
+
     Args:
         order: ``natural`` (as the data are stored), ``shuffled``, ``class`` (one class after the
             other, in a random sequence of classes), or ``dirichlet:0.1`` (labels correlated in
