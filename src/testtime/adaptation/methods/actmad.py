@@ -27,7 +27,7 @@ class ActMAD(Method):
     """Align mean and variance of what norm layers put out with those of the source data.
 
     With ``m_l, v_l`` the mean and unbiased variance over the batch of layer ``l``'s outputs, at
-    each channel and place, and ``m_l^s, v_l^s`` the same on source data (equations 1 to 4)::
+    each channel and place, and ``m_l^s, v_l^s`` the same on source data::
 
         loss = 1/2 sum_l (mean |m_l - m_l^s| + mean |v_l - v_l^s|)
 

@@ -25,7 +25,7 @@ class FOA(Method):
     """Choose among prompts, drawn by CMA-ES, those of sure predictions with the source's features.
 
     With ``m, s`` mean and deviation over the batch of the class token after every block, ``m^s,
-    s^s`` the same on source data, and ``H_i`` the entropy of prediction ``i`` (equations 5 to 9)::
+    s^s`` the same on source data, and ``H_i`` the entropy of prediction ``i``::
 
         fitness = lambda B/64 (|s - s^s|^2 + |m - m^s|^2) + sum_i H_i
         answer  = head(f + m^s - h)    h = rate h + (1 - rate) m    of the last block

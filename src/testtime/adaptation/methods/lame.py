@@ -20,7 +20,7 @@ from testtime.adaptation.optim import Tensors
 class LAME(Method):
     """Give images with like features like predictions; the network stays as it is.
 
-    With the source's predictions ``p`` and unit features ``g``, on a batch (equation 5)::
+    With the source's predictions ``p`` and unit features ``g``, on a batch::
 
         K_ij = the affinity of g_i and g_j        Y = p
         Y_i = softmax_k(ln p_ik + sum_j K_ij Y_jk),    until it stands still
