@@ -40,6 +40,9 @@ class Adapter:
         """Return further arguments of ``adapt()``, such as source data."""
         return {}
 
+    def started(self, adapted: Adapted, recording: Recording, comparison: Comparison) -> None:
+        """Compare, or set, what is recorded of the time before the first step."""
+
     def resets(self, recording: Recording) -> set[int]:
         """Return the steps before which ``reset()`` is called from outside."""
         return recording.resets()
@@ -79,6 +82,7 @@ class Adapter:
         )
         draws.follow(adapted.learner)
         comparison = Comparison(recording)
+        self.started(adapted, recording, comparison)
         for fact, holds in self.facts(adapted, config).items():
             comparison.require(fact, holds)
         for pattern in self.ignored:

@@ -1,0 +1,125 @@
+"""What the methods that descend an entropy do beyond their recordings."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import testtime as tt
+from testtime.adaptation.objectives import entropy
+from testtime.models.tiny import tiny
+
+KEEPS_ALL = {"margin": 1.0, "redundancy": 1.0}
+
+
+class Segmenter(nn.Module):
+    """Logits [B, 4, H, W]: a prediction for every pixel."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1), nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, 4, 1)
+        )
+
+    def forward(self, x):
+        return 5 * self.layers(x)
+
+
+def moved(adapted):
+    state, start = adapted.learner.state, adapted.learner.start
+    return [k for k in state.weights if not torch.equal(state.weights[k], start.weights[k])]
+
+
+def test_eta_on_dense_logits_is_a_loop_over_pixels():
+    model, method = Segmenter().double().eval(), tt.ETA(margin=0.8, redundancy=0.9)
+    adapted = tt.adapt(model, method)
+    average = None
+    for seed in range(3):
+        x = torch.rand(2, 3, 5, 5, dtype=torch.float64, generator=torch.manual_seed(seed))
+        logits = adapted(x)
+        loss, kept, reliable = 0.0, [], 0
+        for pixel in logits.permute(0, 2, 3, 1).reshape(-1, 4):
+            p = pixel.softmax(0)
+            h = -(p * p.log()).sum()
+            if h >= 0.8 * math.log(4):
+                continue
+            reliable += 1
+            if average is None or F.cosine_similarity(average, p, dim=0).abs() < 0.9:
+                kept.append(p)
+                loss = loss + (0.8 * math.log(4) - h).exp() * h
+        assert 0 < len(kept) < 50
+        assert torch.allclose(adapted.notes["loss"][0], loss / len(kept), rtol=1e-12)
+        now = torch.stack(kept).mean(0)
+        average = now if average is None else 0.9 * average + 0.1 * now
+        assert torch.allclose(adapted.learner.state.memory["average"], average, rtol=1e-12)
+        assert int(adapted.notes["reliable"][0].sum()) == reliable
+
+
+def test_redundancy_goes_through_the_papers_values():
+    assert tt.ETA()._redundancy(10) == pytest.approx(0.4)
+    assert tt.ETA()._redundancy(1000) == pytest.approx(0.05)
+    for classes in (2, 5, 100, 345, 21_000):
+        assert 1 / math.sqrt(classes) < tt.ETA()._redundancy(classes) < 1
+
+
+def test_a_redundancy_for_another_number_of_classes_is_told():
+    model, batches = tiny("groupnorm")
+    adapted = tt.adapt(model, tt.ETA(redundancy=0.05))
+    with pytest.warns(UserWarning, match=r"ETA\(redundancy=0.05\) does not fit 5 classes"):
+        adapted(batches[0])
+    tt.adapt(model, tt.ETA.preset("cifar10", redundancy=0.45))(batches[0])
+
+
+def test_eta_forgets_its_average_with_a_reset_but_not_under_official():
+    model, batches = tiny("groupnorm")
+    for preset, survives in ((), False), (("official", "sar"), True):
+        adapted = tt.adapt(model, tt.ETA.preset(*preset, **KEEPS_ALL))
+        adapted(batches[0])
+        assert moved(adapted)
+        before = adapted.snapshot().memory
+        adapted.reset()
+        assert not moved(adapted)
+        after = adapted.learner.state.memory
+        assert torch.equal(after["average"], before["average"]) == survives
+        assert int(after["selected"]) == (len(batches[0]) if survives else 0)
+
+
+def test_eata_needs_source_data():
+    model = tiny("groupnorm")[0]
+    with pytest.raises(ValueError, match="EATA needs source data, but none was given"):
+        tt.adapt(model, "eata")
+    with pytest.raises(ValueError, match="held no batch"):
+        tt.adapt(model, "eata", source=[])
+
+
+def test_eata_holds_the_weights_that_matter_to_the_source():
+    model, batches = tiny("batchnorm2d")
+    (weak, strong) = (
+        tt.adapt(model, tt.EATA(strength=s, optimizer=tt.SGD(lr=0.05), **KEEPS_ALL), source=batches)
+        for s in (0.0, 300.0)
+    )
+    for adapted in (weak, strong):
+        for x in batches * 5:
+            adapted(x)
+
+    def distance(adapted):
+        fisher, state = adapted.learner.constants, adapted.learner.state
+        return sum(
+            float((fisher[k] * (w - adapted.learner.start.weights[k]) ** 2).sum())
+            for k, w in state.weights.items()
+        )
+
+    assert 0 < distance(strong) < 0.5 * distance(weak)
+
+
+def test_entropy_takes_dense_logits_as_a_loop_over_pixels():
+    z = torch.randn(2, 4, 3, 3)
+    for objective in (entropy, tt.OpinionEntropy(), tt.OpinionEntropy(10)):
+        whole = objective(z)
+        assert whole.shape == (2, 3, 3)
+        for row in range(3):
+            for column in range(3):
+                assert torch.allclose(whole[:, row, column], objective(z[:, :, row, column]))

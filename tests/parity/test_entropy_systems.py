@@ -1,0 +1,52 @@
+"""What the recordings of ETA, EATA, RDumb, DeYO and COME say is compared and obeyed."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from tests.parity.__main__ import ABOVE, judge
+from tests.parity.test_parity import changed
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("eata/eata_steps", "in/0/fisher.4.weight"),
+        ("eata/eata_steps", "extra/1/cosine.2"),
+        ("eata/eata_steps", "extra/3/probs.0"),
+        ("eata/eata_steps", "extra/3/optim.1.bias.momentum_buffer"),
+        ("eata/eata_bn1d", "state/2/9.running_var"),
+    ],
+)
+def test_a_perturbed_tensor_is_above_the_bar(tmp_path: Path, name: str, tensor: str) -> None:
+    def perturb(meta: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        tensors[tensor].view(-1)[0] += 1e-7 * max(float(tensors[tensor].abs().max()), 1.0)
+
+    code, text = judge(changed(tmp_path, name, perturb))
+    assert code == ABOVE
+    assert tensor in text
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("eata/eata_steps", {"fisher_alpha": 21.0}),
+        ("eata/eata_steps", {"d_margin": 0.1}),
+        ("eata/eata_steps", {"e_margin_factor_of_ln_classes": 0.3, "e_margin": 0.3 * math.log(7)}),
+        ("eata/eata_steps", {"regularised": False}),
+        ("eata/eta_empty", {"momentum": 0.5}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
+def test_the_config_is_obeyed(tmp_path: Path, name: str, config: dict[str, Any]) -> None:
+    path = changed(tmp_path, name, lambda meta, tensors: meta["config"].update(config))
+    assert judge(path)[0] == ABOVE
+
+
+@pytest.mark.parametrize("name", ["eata/eata_steps", "eata/eata_bn1d"])
+def test_resets_are_obeyed(tmp_path: Path, name: str) -> None:
+    path = changed(tmp_path, name, lambda meta, tensors: meta["protocol"].update(reset_before=[]))
+    assert judge(path)[0] == ABOVE
