@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from testtime.adaptation.methods.bn import BNAdapt as BNAdapt
     from testtime.adaptation.methods.eata import EATA as EATA
     from testtime.adaptation.methods.eata import ETA as ETA
+    from testtime.adaptation.methods.rdumb import RDumb as RDumb
     from testtime.adaptation.methods.source import Source as Source
     from testtime.adaptation.methods.tent import Tent as Tent
     from testtime.adaptation.objectives import OpinionEntropy as OpinionEntropy

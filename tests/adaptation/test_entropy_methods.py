@@ -115,6 +115,18 @@ def test_eata_holds_the_weights_that_matter_to_the_source():
     assert 0 < distance(strong) < 0.5 * distance(weak)
 
 
+def test_rdumb_is_eta_that_resets_by_itself():
+    model, batches = tiny("groupnorm")
+    rdumb = tt.adapt(model, tt.RDumb(reset_every=2, **KEEPS_ALL))
+    eta = tt.adapt(model, tt.ETA(**KEEPS_ALL))
+    first = [eta(x) for x in batches[:2]]
+    eta.reset()
+    for x, answer in zip(batches, [*first, eta(batches[2])], strict=True):
+        assert torch.equal(rdumb(x), answer)
+    assert tt.RDumb().reset_every == 1000
+    assert int(rdumb.learner.state.memory["selected"]) == len(batches[2])
+
+
 def test_entropy_takes_dense_logits_as_a_loop_over_pixels():
     z = torch.randn(2, 4, 3, 3)
     for objective in (entropy, tt.OpinionEntropy(), tt.OpinionEntropy(10)):

@@ -19,6 +19,7 @@ from tests.parity.test_parity import changed
         ("eata/eata_steps", "extra/3/probs.0"),
         ("eata/eata_steps", "extra/3/optim.1.bias.momentum_buffer"),
         ("eata/eata_bn1d", "state/2/9.running_var"),
+        ("rdumb/hot", "extra/2/probs"),
     ],
 )
 def test_a_perturbed_tensor_is_above_the_bar(tmp_path: Path, name: str, tensor: str) -> None:
@@ -38,6 +39,8 @@ def test_a_perturbed_tensor_is_above_the_bar(tmp_path: Path, name: str, tensor: 
         ("eata/eata_steps", {"e_margin_factor_of_ln_classes": 0.3, "e_margin": 0.3 * math.log(7)}),
         ("eata/eata_steps", {"regularised": False}),
         ("eata/eta_empty", {"momentum": 0.5}),
+        ("rdumb/hot", {"reset_every": 999}),
+        ("rdumb/hot", {"start_index": 0}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
