@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from testtime.adaptation.doctor import doctor as doctor
     from testtime.adaptation.learner import Learner as Learner
     from testtime.adaptation.methods.bn import BNAdapt as BNAdapt
+    from testtime.adaptation.methods.deyo import DeYO as DeYO
     from testtime.adaptation.methods.eata import EATA as EATA
     from testtime.adaptation.methods.eata import ETA as ETA
     from testtime.adaptation.methods.rdumb import RDumb as RDumb

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import testtime as tt
+from testtime.adaptation import views
 from testtime.adaptation.objectives import entropy
 from testtime.models.tiny import tiny
 
@@ -31,6 +32,12 @@ class Segmenter(nn.Module):
 def moved(adapted):
     state, start = adapted.learner.state, adapted.learner.start
     return [k for k in state.weights if not torch.equal(state.weights[k], start.weights[k])]
+
+
+def halfway(entropies):
+    """Return a margin that half of the entropies of 5 classes are below."""
+    low, high = entropies.sort().values[len(entropies) // 2 - 1 :][:2]
+    return float(low + high) / 2 / math.log(5)
 
 
 def test_eta_on_dense_logits_is_a_loop_over_pixels():
@@ -125,6 +132,83 @@ def test_rdumb_is_eta_that_resets_by_itself():
         assert torch.equal(rdumb(x), answer)
     assert tt.RDumb().reset_every == 1000
     assert int(rdumb.learner.state.memory["selected"]) == len(batches[2])
+
+
+def test_deyos_weight_and_filters():
+    model, batches = tiny("groupnorm")
+    x = batches[0]
+    h = entropy(model(x)).detach()
+    margin = halfway(h)
+    for change, weigh in (
+        ({}, lambda h, d: (0.4 * math.log(5) - h).exp() + d.exp()),
+        ({"weights": ("entropy",)}, lambda h, d: (0.4 * math.log(5) - h).exp()),
+        ({"weights": ("plpd",)}, lambda h, d: d.exp()),
+        ({"weights": ()}, lambda h, d: torch.ones_like(h)),
+    ):
+        adapted = tt.adapt(model, tt.DeYO(margin=margin, plpd=-0.1, **change))
+        adapted(x)
+        (plpd,), (kept,) = adapted.notes["plpd"], adapted.notes["kept"]
+        assert torch.equal(kept, (h < margin * math.log(5)) & (plpd > -0.1))
+        assert 0 < kept.sum() < len(x)
+        expected = (weigh(h, plpd) * h)[kept].mean()
+        assert torch.allclose(adapted.notes["loss"][0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["batchnorm2d", "groupnorm"])
+@pytest.mark.parametrize("never", [{"margin": 1e-6}, {"margin": None, "plpd": 0.99}])
+def test_deyo_leaves_all_as_it_is_where_nothing_passes(kind, never):
+    model, batches = tiny(kind)
+    adapted = tt.adapt(model, tt.DeYO(**never))
+    start = adapted.snapshot()
+    for x in batches:
+        adapted(x)
+    state = adapted.snapshot()
+    assert state.batch == len(batches)
+    for path, tensor in start.tensors().items():
+        if path != "generator":
+            assert torch.equal(tensor, state.tensors()[path]), path
+
+
+def test_deyo_forwards_the_sure_alone_where_rows_couple():
+    model, batches = tiny("batchnorm2d")
+    x = batches[0]
+    h = entropy(tt.adapt(model, tt.Tent())(x))
+    adapted = tt.adapt(model, tt.DeYO(margin=halfway(h), plpd=None, destroy="occ"))
+    adapted(x)
+    (sure,) = adapted.notes["sure"]
+    assert 1 < sure.sum() < len(x)
+    destroyed = x.clone()
+    destroyed[..., 2:6, 2:6] = x.mean((2, 3), keepdim=True)
+    alone = tt.adapt(model, tt.Tent())(destroyed[sure])
+    assert torch.allclose(adapted.notes["destroyed_logits"][0][sure], alone, atol=1e-6)
+
+
+def test_patches_are_shuffled_within_each_image_and_sides_may_differ():
+    x = torch.arange(2 * 8 * 12).float().view(2, 1, 8, 12)
+    order = torch.stack([torch.arange(16), torch.arange(16).flip(0)])
+    shuffled = views.shuffled_patches(x, order, 4)
+    assert torch.equal(shuffled[0], x[0])
+    assert torch.equal(shuffled[1, 0, :2, :3], x[1, 0, 6:, 9:])
+    assert torch.equal(shuffled[1].unique(), x[1].unique())
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: tt.DeYO(destroy="blur"), "destroy='blur'"),
+        (lambda: tt.DeYO(weights=("entropy", "margin")), r"names \['margin'\]"),
+        (lambda: tt.DeYO(patches=1), "patches=1"),
+        (
+            lambda: tt.adapt(tiny("batchnorm1d")[0], "deyo")(torch.rand(4, 10)),
+            "destroys the shapes",
+        ),
+        (lambda: tt.adapt(tiny("groupnorm")[0], "deyo")(torch.rand(4, 3, 3, 8)), "cannot cut"),
+        (lambda: tt.adapt(Segmenter(), "deyo")(torch.rand(4, 3, 8, 8)), "one prediction an image"),
+    ],
+)
+def test_deyo_refuses(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
 
 
 def test_entropy_takes_dense_logits_as_a_loop_over_pixels():

@@ -36,3 +36,9 @@ def slots(state: State) -> dict[str, Tensor]:
     # PyTorch counts for each tensor what the library counts once for all.
     counts = state.slots.get("step", {}).values()
     return found | {f"optim.{name}.step": count for count in counts for name in state.weights}
+
+
+def momenta(state: State) -> dict[str, Tensor]:
+    """Return the optimiser's momentum as some recordings name it: ``opt/<parameter>/<slot>``."""
+    held = state.slots.get("momentum_buffer", {})
+    return {f"opt/{name}/momentum_buffer": momentum for name, momentum in held.items()}

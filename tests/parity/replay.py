@@ -55,6 +55,10 @@ class Adapter:
         """Return a recorded random value in the form that the library takes it."""
         return value
 
+    def outputs(self, adapted: Adapted) -> Mapping[str, Tensor | None]:
+        """Return what came out of a step beside the logits, by recorded names."""
+        return {}
+
     def extras(self, adapted: Adapted) -> Mapping[str, Tensor | None]:
         """Return the method's own state after a step, by recorded names; what it lacks is none."""
         return {}
@@ -94,6 +98,9 @@ class Adapter:
             logits = adapted(recording[f"in/{step}/x"])
             comparison.check(f"out/{step}/logits", logits)
             _check_state(comparison, recording, step, adapted)
+            for name, output in self.outputs(adapted).items():
+                if f"out/{step}/{name}" in recording:
+                    comparison.check(f"out/{step}/{name}", output)
             for name, extra in self.extras(adapted).items():
                 path = f"extra/{step}/{name}"
                 if path in recording:

@@ -20,6 +20,9 @@ from tests.parity.test_parity import changed
         ("eata/eata_steps", "extra/3/optim.1.bias.momentum_buffer"),
         ("eata/eata_bn1d", "state/2/9.running_var"),
         ("rdumb/hot", "extra/2/probs"),
+        ("deyo/pixel_bn_no_rw", "extra/0/x_prime"),
+        ("deyo/pixel_bn_no_rw", "extra/1/plpd"),
+        ("deyo/pixel_bn_no_rw", "out/2/loss"),
     ],
 )
 def test_a_perturbed_tensor_is_above_the_bar(tmp_path: Path, name: str, tensor: str) -> None:
@@ -39,6 +42,9 @@ def test_a_perturbed_tensor_is_above_the_bar(tmp_path: Path, name: str, tensor: 
         ("eata/eata_steps", {"e_margin_factor_of_ln_classes": 0.3, "e_margin": 0.3 * math.log(7)}),
         ("eata/eata_steps", {"regularised": False}),
         ("eata/eta_empty", {"momentum": 0.5}),
+        ("deyo/patch_bn_resize18", {"plpd_threshold": 0.9}),
+        ("deyo/patch_bn_resize18", {"reweight_plpd": 0}),
+        ("deyo/patch_bn_resize18", {"params": ["1.weight"]}),
         ("rdumb/hot", {"reset_every": 999}),
         ("rdumb/hot", {"start_index": 0}),
     ],

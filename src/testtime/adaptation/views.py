@@ -1,7 +1,8 @@
 """Augmented views of images: what is drawn, apart from what is done with it.
 
-The chain of CoTTA and RoTTA (2203.13591, section 3.2): colours in a random order, a small affine
-map, a slight blur, a flip, faint noise. One draw serves a whole batch.
+First the chain of CoTTA and RoTTA (2203.13591, section 3.2): colours in a random order, a small
+affine map, a slight blur, a flip, faint noise; one draw serves a whole batch. Then what destroys
+shapes, for DeYO (2403.07366).
 """
 
 import math
@@ -98,6 +99,44 @@ def many(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
     shares = torch.rand(count, 5, generator=generator, device=x.device)
     orders = shares.argsort(1).tolist()  # one look from the host for all views
     return torch.stack([view(x, draws(x, order, generator)) for order in orders])
+
+
+def shuffled_patches(x: Tensor, order: Tensor, n: int) -> Tensor:
+    """Return images cut into ``n * n`` patches, row by row, patch ``order[b, j]`` at place ``j``.
+
+    Where ``n`` does not divide a side, the image is resized to patches of whole pixels and back.
+
+    Args:
+        x: images ``[B, C, H, W]``.
+        order: a permutation for each ``[B, n * n]``.
+        n: patches along each side.
+    """
+    size = x.shape[-2:]
+    rows, columns = size[0] // n, size[1] // n
+    cut = _resized(x, (n * rows, n * columns)).reshape(*x.shape[:2], n, rows, n, columns)
+    patches = cut.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # [B, n * n, C, rows, columns]
+    patches = patches.take_along_dim(order[:, :, None, None, None], 1)
+    placed = patches.reshape(-1, n, n, *patches.shape[2:]).permute(0, 3, 1, 4, 2, 5)
+    return _resized(placed.flatten(4, 5).flatten(2, 3), size)
+
+
+def shuffled_pixels(x: Tensor, order: Tensor) -> Tensor:
+    """Return images ``[B, C, H, W]`` with pixel ``order[j]`` ``[H * W]`` at place ``j``."""
+    return x.flatten(2)[..., order].view_as(x)
+
+
+def occluded(x: Tensor, window: tuple[int, ...]) -> Tensor:
+    """Return images whose window (first row, first column, rows, columns) has their mean colour."""
+    top, left, rows, columns = window
+    x, mean = x.clone(), x.mean((2, 3), keepdim=True)
+    x[..., top : top + rows, left : left + columns] = mean
+    return x
+
+
+def _resized(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    if x.shape[-2:] == size:
+        return x
+    return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def _gray(x: Tensor) -> Tensor:

@@ -26,9 +26,9 @@ class ETA(EntropyMethod):
     With ``p_i`` the probabilities of prediction ``i``, ``H_i`` its entropy, ``E0`` a share of
     ``ln C``, and ``m`` the moving average of the probabilities that were kept::
 
-        keep = {i: H_i < E0 and |cos(m, p_i)| < redundancy}                             (2, 5)
-        loss = <exp(E0 - H_i) H_i>_keep, no gradient through the weight                    (4)
-        m = 0.9 m + 0.1 <p_i>_keep, or <p_i>_keep where there is none yet                  (6)
+        keep = {i: H_i < E0 and |cos(m, p_i)| < redundancy}
+        loss = <exp(E0 - H_i) H_i>_keep, no gradient through the weight
+        m = 0.9 m + 0.1 <p_i>_keep, or <p_i>_keep where there is none yet
 
     With an empty ``keep`` nothing changes, momentum included; while there is no ``m`` every sure
     prediction is kept. The answer is from before the update. Dense logits: each place is a
@@ -125,7 +125,7 @@ class EATA(ETA):
 
     With ``w`` the adapting scales and shifts, ``w0`` the source's, and ``F`` the mean over source
     batches of the squared gradient of their cross-entropy to the source's own predictions, the loss
-    is ETA's plus ``strength * sum F (w - w0)^2`` (equations 8 and 9). Needs some source batches
+    is ETA's plus ``strength * sum F (w - w0)^2``. Needs some source batches
     (the authors take 2,000 images in batches of 64), without labels.
 
     Fails as ETA does, and with ``F`` from few images. ``F`` is of batches, as in the code, and not
