@@ -9,6 +9,7 @@ from torch import nn
 
 import testtime as tt
 from testtime.adaptation import views
+from testtime.adaptation.methods import METHODS
 from testtime.adaptation.objectives import entropy
 from testtime.models.tiny import tiny
 
@@ -209,6 +210,27 @@ def test_patches_are_shuffled_within_each_image_and_sides_may_differ():
 def test_deyo_refuses(make, said):
     with pytest.raises(ValueError, match=said):
         make()
+
+
+@pytest.mark.parametrize("method", ["tent", "sar", "eta", "eata", "rdumb"])
+def test_come_is_an_option_of_the_entropy_methods(method):
+    model, batches = tiny("groupnorm")
+    plain = METHODS[method].preset("come")
+    assert plain.entropy == tt.OpinionEntropy()
+    adapted = tt.adapt(model, plain, source=batches)
+    logits = adapted(batches[0])
+    assert torch.equal(adapted.notes["entropy"][0], tt.OpinionEntropy(5)(logits))
+    assert not torch.allclose(adapted.notes["entropy"][0], tt.OpinionEntropy(1000)(logits))
+
+
+def test_the_entropy_of_opinions_sends_no_gradient_along_the_logits():
+    z = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    values = tt.OpinionEntropy(6)(z)
+    (grad,) = torch.autograd.grad(values.sum(), z)
+    assert torch.allclose((grad * z).sum(1), torch.zeros(4, dtype=torch.float64), atol=1e-12)
+    e, m = z.detach().exp(), 6.0
+    q = torch.cat([e, torch.full((4, 1), m)], 1) / (e.sum(1, keepdim=True) + m) + 1e-7
+    assert torch.allclose(values, -(q * q.log()).sum(1))
 
 
 def test_entropy_takes_dense_logits_as_a_loop_over_pixels():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from testtime.adaptation.core import Draw, Net, Objective, Settled
 from testtime.adaptation.methods._norm import LowerEntropyMethod
-from testtime.adaptation.objectives import mean_where
+from testtime.adaptation.objectives import OpinionEntropy, mean_where
 from testtime.adaptation.optim import SGD, Adam, Tensors
 
 
@@ -37,6 +37,7 @@ class SAR(LowerEntropyMethod):
     ``e`` starts afresh after a recovery (as the paper has it), a reset clears the momentum. Preset
     ``official``: none of this; ``paper``: that, but ``e`` starts afresh; ``vit``: the rate for
     vision transformers, batches of 64. Below that (ResNet: below 32) scale it with the batch.
+    ``come``: the entropy of opinions, 2410.10894.
 
     Args:
         margin: ``E0`` as a share of ``ln C``.
@@ -65,6 +66,7 @@ class SAR(LowerEntropyMethod):
             "survives": ("slots",),
         },
         "vit": {"optimizer": SGD(lr=0.001, momentum=0.9)},
+        "come": {"entropy": OpinionEntropy()},
     }
 
     def begin(self, net: Net, x: Tensor, draw: Draw) -> Tensors:
