@@ -8,9 +8,31 @@ from torch import nn
 
 from tests import operators  # noqa: F401 - before anything imports timm
 from tests.parity.recording import Recording, Unreplayable
+from testtime.adaptation.twoheads import TwoHeads
+from testtime.models.resnet import ResNetGN, rotation_head
+
+
+def resnet_gn_ttt(
+    depth: int, base: int, groups: int, classes: int, pool: int, shared: str
+) -> TwoHeads:
+    """Return test-time training's network; its pooling is global, as ``pool`` says for its images.
+
+    Args:
+        depth: as below, of :class:`ResNetGN`.
+        base: channels of the first stage.
+        groups: of its GroupNorm; 0: BatchNorm.
+        classes: logits.
+        pool: side of the last feature map.
+        shared: the last layer of the shared part.
+    """
+    network, branch = ResNetGN(depth, classes, base, groups), BRANCHES[shared]
+    return TwoHeads(network, rotation_head(network, branch), branch)
+
+
+BRANCHES = {"layer2": "layer3", "layer3": "fc"}
 
 # Published networks that are built here, by the name that recordings give them.
-BUILDERS: dict[str, Callable[..., nn.Module]] = {}
+BUILDERS: dict[str, Callable[..., nn.Module]] = {"resnet_gn_ttt": resnet_gn_ttt}
 
 
 def build(recording: Recording) -> nn.Module:

@@ -55,7 +55,7 @@ class Adapter:
         """Return a recorded random value in the form that the library takes it."""
         return value
 
-    def outputs(self, adapted: Adapted) -> Mapping[str, Tensor | None]:
+    def outputs(self, adapted: Adapted, x: Tensor) -> Mapping[str, Tensor | None]:
         """Return what came out of a step beside the logits, by recorded names."""
         return {}
 
@@ -98,7 +98,7 @@ class Adapter:
             logits = adapted(recording[f"in/{step}/x"])
             comparison.check(f"out/{step}/logits", logits)
             _check_state(comparison, recording, step, adapted)
-            for name, output in self.outputs(adapted).items():
+            for name, output in self.outputs(adapted, recording[f"in/{step}/x"]).items():
                 if f"out/{step}/{name}" in recording:
                     comparison.check(f"out/{step}/{name}", output)
             for name, extra in self.extras(adapted).items():

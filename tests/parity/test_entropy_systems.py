@@ -1,4 +1,4 @@
-"""What the recordings of ETA, EATA, RDumb, DeYO and COME say is compared and obeyed."""
+"""What the recordings of ETA, EATA, DeYO, COME and TTT say is compared and obeyed."""
 
 import math
 from pathlib import Path
@@ -19,13 +19,16 @@ from tests.parity.test_parity import changed
         ("eata/eata_steps", "extra/3/probs.0"),
         ("eata/eata_steps", "extra/3/optim.1.bias.momentum_buffer"),
         ("eata/eata_bn1d", "state/2/9.running_var"),
-        ("rdumb/hot", "extra/2/probs"),
         ("come/sar_bn_empty", "out/3/loss"),
+        ("ttt-rotation/threshold_edge_gn", "out/3/ssh_conf"),
+        ("ttt-rotation/threshold_edge_gn", "state/1/head.5.weight"),
+        ("ttt-rotation/train_joint_bn_rand", "extra/3/lr"),
+        ("ttt-rotation/train_joint_bn_rand", "state/2/net.layer1.0.bn1.running_mean"),
         ("come/tent_gn_steps2", "out/1/loss"),
         ("come/eata_gn_fisher_empty", "extra/0/current_model_probs"),
-        ("deyo/pixel_bn_no_rw", "extra/0/x_prime"),
-        ("deyo/pixel_bn_no_rw", "extra/1/plpd"),
-        ("deyo/pixel_bn_no_rw", "out/2/loss"),
+        ("deyo/patch_bn_resize18", "extra/0/x_prime"),
+        ("deyo/patch_bn_resize18", "extra/1/plpd"),
+        ("deyo/patch_bn_resize18", "out/2/loss"),
     ],
 )
 def test_a_perturbed_tensor_is_above_the_bar(tmp_path: Path, name: str, tensor: str) -> None:
@@ -44,15 +47,18 @@ def test_a_perturbed_tensor_is_above_the_bar(tmp_path: Path, name: str, tensor: 
         ("eata/eata_steps", {"d_margin": 0.1}),
         ("eata/eata_steps", {"e_margin_factor_of_ln_classes": 0.3, "e_margin": 0.3 * math.log(7)}),
         ("eata/eata_steps", {"regularised": False}),
-        ("eata/eta_empty", {"momentum": 0.5}),
         ("deyo/patch_bn_resize18", {"plpd_threshold": 0.9}),
         ("deyo/patch_bn_resize18", {"reweight_plpd": 0}),
         ("deyo/patch_bn_resize18", {"params": ["1.weight"]}),
+        ("ttt-rotation/threshold_edge_gn", {"threshold": 0.1496}),
+        ("ttt-rotation/threshold_edge_gn", {"online": True}),
+        ("ttt-rotation/threshold_edge_gn", {"fix_ssh": True}),
+        ("ttt-rotation/train_joint_bn_rand", {"weight_decay": 0.0}),
+        ("ttt-rotation/train_joint_bn_rand", {"gamma": 0.2}),
+        ("ttt-rotation/train_joint_bn_rand", {"batches_per_epoch": 4, "epochs": 1}),
         ("come/tent_gn_steps2", {"prior_mass": 6}),
         ("come/eata_gn_fisher_empty", {"d_margin": 0.9}),
         ("come/sar_bn_empty", {"margin_e0": 0.6}),
-        ("rdumb/hot", {"reset_every": 999}),
-        ("rdumb/hot", {"start_index": 0}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )

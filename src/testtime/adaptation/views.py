@@ -101,6 +101,34 @@ def many(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return torch.stack([view(x, draws(x, order, generator)) for order in orders])
 
 
+def crop_draws(
+    x: Tensor, count: int, padding: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw first row and first column of a crop, and whether it is flipped, ``[count, B]`` each."""
+
+    def integers(high: int) -> Tensor:
+        return torch.randint(high, (count, len(x)), generator=generator, device=x.device)
+
+    return integers(2 * padding + 1), integers(2 * padding + 1), integers(2) == 1
+
+
+def crops(x: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
+    """Return ``[count, B, C, H, W]``: crops of images padded with black, in their own size."""
+    height, width = x.shape[-2:]
+    padded = F.pad(x, (padding,) * 4)
+    rows, columns = (torch.arange(side, device=x.device) for side in (height, width))
+    columns = torch.where(flip[..., None], columns.flip(0), columns) + left[..., None]
+    rows = rows + top[..., None]
+    image = torch.arange(len(x), device=x.device)[:, None, None]
+    return padded[image, :, rows[..., None], columns[..., None, :]].movedim(-1, 2)
+
+
+def turned(x: Tensor, quarters: Tensor) -> Tensor:
+    """Return square images ``[B, C, H, H]``, each turned counter-clockwise by so many quarters."""
+    every = torch.stack([x.rot90(k, (-2, -1)) for k in range(4)])
+    return every[quarters, torch.arange(len(x), device=x.device)]
+
+
 def shuffled_patches(x: Tensor, order: Tensor, n: int) -> Tensor:
     """Return images cut into ``n * n`` patches, row by row, patch ``order[b, j]`` at place ``j``.
 

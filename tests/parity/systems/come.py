@@ -57,7 +57,7 @@ class Come(Adapter):
         fisher = {name: recording[f"{place}/{name}"] for name in recording.under(place)}
         adapted.learner.constants.update(fisher)
 
-    def outputs(self, adapted: Adapted) -> Mapping[str, Tensor]:
+    def outputs(self, adapted: Adapted, x: Tensor) -> Mapping[str, Tensor]:
         """Return the loss of every backward, in order; that of nothing is not a number."""
         notes, losses = adapted.notes, adapted.notes["loss"]
         if isinstance(adapted.method, tt.SAR):

@@ -65,7 +65,7 @@ class DeYO(Adapter):
                 destroyed = method.destroyed(x, lambda name, make, drawn=whole: drawn)
                 comparison.check(f"extra/{step}/x_prime", destroyed[sure])
 
-    def outputs(self, adapted: Adapted) -> dict[str, Tensor]:
+    def outputs(self, adapted: Adapted, x: Tensor) -> dict[str, Tensor]:
         """Return the loss, which the authors have where something was kept."""
         return {"loss": adapted.notes["loss"][-1]}
 
