@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from testtime.adaptation.methods.source import Source as Source
     from testtime.adaptation.methods.tent import Tent as Tent
     from testtime.adaptation.methods.ttt import TTT as TTT
+    from testtime.adaptation.methods.tttpp import TTTpp as TTTpp
     from testtime.adaptation.objectives import OpinionEntropy as OpinionEntropy
     from testtime.adaptation.optim import SGD as SGD
     from testtime.adaptation.optim import Adam as Adam

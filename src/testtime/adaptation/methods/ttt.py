@@ -6,21 +6,21 @@ Code that was recorded: yueatsprograms/ttt_cifar_release.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from testtime.adaptation import select, views
+from testtime.adaptation import views
 from testtime.adaptation.calls import describe
-from testtime.adaptation.core import Draw, Method, Net, Objective
+from testtime.adaptation.core import Draw, Net, Objective
+from testtime.adaptation.methods._twoheads import TwoHeadsMethod
 from testtime.adaptation.optim import SGD, Adam, Tensors
 from testtime.adaptation.twoheads import TwoHeads
 
 
 @dataclass(frozen=True)
-class TTT(Method):
+class TTT(TwoHeadsMethod):
     """Learn to tell how views of the image are turned, then answer.
 
     Needs a :class:`TwoHeads` whose second head was trained jointly to predict rotations (0: none,
@@ -46,23 +46,15 @@ class TTT(Method):
         views: of each image, in each step.
         threshold: adapt only if the mean probability that the images are upright is below; none:
             always. The code adds 0.001 to its own.
-        head: the head adapts too; without, it is in eval mode and the shared part alone adapts.
-        statistics: BatchNorm layers normalise views with the ``"batch"`` and move their running
-            statistics, or stay with the ``"source"``'s.
         padding: of the crops, in pixels; none: an eighth of the side.
-        train: run everything that adapts in train mode, dropout included.
     """
 
     optimizer: SGD | Adam | None = SGD(lr=0.001)
     views: int = 32
     threshold: float | None = None
-    head: bool = True
-    statistics: Literal["batch", "source"] = "batch"
     padding: int | None = None
-    train: bool = False
 
-    adapts = "the weights that a network shares with a second head, and that head"
-    answers = "after"
+    task = "predicts rotations"
     presets = {  # noqa: RUF012
         "official": {"train": True},
         "standard": {"steps": 10},
@@ -70,29 +62,15 @@ class TTT(Method):
     }
 
     def __post_init__(self) -> None:
-        """Check the choices."""
+        """Check the number of views."""
         super().__post_init__()
         if self.views < 1:
             raise ValueError(f"TTT(views={self.views}): at least one view is needed.")
-        if self.statistics not in ("batch", "source"):
-            raise ValueError(
-                f"TTT(statistics={self.statistics!r}) is not known: use 'batch' or 'source'."
-            )
 
     @property
     def cost(self) -> tuple[int, int]:
         """The views, the image to answer, and to be sure that it is upright."""
         return (self.views + 1 + (self.threshold is not None), self.views)
-
-    def configure(self, module: nn.Module) -> nn.Module:
-        """Refuse a network without a second head."""
-        require_two_heads(module, self, "predicts rotations")
-        return module
-
-    def select(self, module: nn.Module) -> list[str]:
-        """Return the shared parameters, and the head's."""
-        assert isinstance(module, TwoHeads)
-        return module.shared() + (select.matching(module, r"^head\.") if self.head else [])
 
     def begin(self, net: Net, x: Tensor, draw: Draw) -> Tensors:
         """Refuse what cannot be turned; return whether this batch adapts."""
@@ -119,7 +97,7 @@ class TTT(Method):
 
         labels = draw("labels", partial(self._labels, x)).flatten()
         turned = views.turned(draw("views", crops).flatten(0, 1), labels)
-        loss = F.cross_entropy(self._learning(net).run(TwoHeads.task, turned), labels)
+        loss = F.cross_entropy(self.learning(net).run(TwoHeads.task, turned), labels)
         if self.threshold is not None:  # without a step there would have been no forward either
             net.buffers.update(
                 {k: torch.where(adapts, net.buffers[k], b) for k, b in before.items()}
@@ -129,26 +107,3 @@ class TTT(Method):
     def _labels(self, x: Tensor, generator: torch.Generator) -> Tensor:
         shape = (self.views, len(x))
         return torch.randint(4, shape, generator=generator, device=x.device)
-
-    def _learning(self, net: Net) -> Net:
-        """Return the network in the modes that it learns in."""
-        if self.statistics == "source":
-            return net.eval()
-        if self.train:
-            return net.train(["net", "head"] if self.head else ["net"])
-        names = select.layers(net.module, select.BATCH_NORMS)
-        return net.train(name for name in names if self.head or name.startswith("net."))
-
-
-def require_two_heads(module: nn.Module, method: Method, does: str) -> None:
-    """Refuse a network without a second head.
-
-    Raises:
-        ValueError: it is no :class:`TwoHeads`.
-    """
-    if not isinstance(module, TwoHeads):
-        name = type(method).__name__
-        raise ValueError(
-            f"{name} learns by a second head that {does}, trained jointly with the network, but "
-            f"the model is {type(module).__name__}. Pass tt.TwoHeads(network, head, branch=...)."
-        )

@@ -1,4 +1,4 @@
-"""What the recordings of ETA, EATA, DeYO, COME and TTT say is compared and obeyed."""
+"""What the recordings of ETA, EATA, DeYO, COME, TTT and TTT++ say is compared and obeyed."""
 
 import math
 from pathlib import Path
@@ -22,6 +22,9 @@ from tests.parity.test_parity import changed
         ("come/sar_bn_empty", "out/3/loss"),
         ("ttt-rotation/threshold_edge_gn", "out/3/ssh_conf"),
         ("ttt-rotation/threshold_edge_gn", "state/1/head.5.weight"),
+        ("ttt-plus-plus/align_mmd", "extra/init/mmd_ssh"),
+        ("ttt-plus-plus/align_mmd", "out/5/test_logits"),
+        ("ttt-plus-plus/align_mmd", "extra/4/opt/ext.3.weight/momentum_buffer"),
         ("ttt-rotation/train_joint_bn_rand", "extra/3/lr"),
         ("ttt-rotation/train_joint_bn_rand", "state/2/net.layer1.0.bn1.running_mean"),
         ("come/tent_gn_steps2", "out/1/loss"),
@@ -53,6 +56,11 @@ def test_a_perturbed_tensor_is_above_the_bar(tmp_path: Path, name: str, tensor: 
         ("ttt-rotation/threshold_edge_gn", {"threshold": 0.1496}),
         ("ttt-rotation/threshold_edge_gn", {"online": True}),
         ("ttt-rotation/threshold_edge_gn", {"fix_ssh": True}),
+        ("ttt-plus-plus/align_mmd", {"divergence": "all"}),
+        ("ttt-plus-plus/align_mmd", {"scale_ssh": 0.3}),
+        ("ttt-plus-plus/align_mmd", {"bnepoch": 0}),
+        ("ttt-plus-plus/align_mmd", {"fix_ssh": False}),
+        ("ttt-plus-plus/align_mmd", {"batch_size_align": 6, "queue_size": 6}),
         ("ttt-rotation/train_joint_bn_rand", {"weight_decay": 0.0}),
         ("ttt-rotation/train_joint_bn_rand", {"gamma": 0.2}),
         ("ttt-rotation/train_joint_bn_rand", {"batches_per_epoch": 4, "epochs": 1}),
