@@ -212,6 +212,21 @@ def test_deyo_refuses(make, said):
         make()
 
 
+@pytest.mark.parametrize("kind", ["batchnorm2d", "groupnorm"])
+@pytest.mark.parametrize(
+    "method", [tt.ETA(**KEEPS_ALL), tt.EATA(**KEEPS_ALL), tt.DeYO(margin=None)]
+)
+def test_they_cost_what_they_say(method, kind):
+    model, batches = tiny(kind)
+    adapted = tt.adapt(model, method, source=batches)
+    adapted(batches[0])
+    before, rows = adapted.report(), len(batches[1])
+    adapted(batches[1])
+    after = adapted.report()
+    spent = (after.forwards - before.forwards, after.backwards - before.backwards)
+    assert spent == tuple(rows * times for times in method.cost)
+
+
 @pytest.mark.parametrize("method", ["tent", "sar", "eta", "eata", "rdumb"])
 def test_come_is_an_option_of_the_entropy_methods(method):
     model, batches = tiny("groupnorm")

@@ -102,6 +102,19 @@ def test_a_sure_image_changes_nothing_not_even_statistics():
     assert 0 < float(adapted.notes["upright"][0]) < 1
 
 
+def test_it_costs_what_it_says():
+    model, batches = headed("groupnorm")
+    for method in (tt.TTT(views=3), tt.TTT(views=2, threshold=0.9), tt.TTT(views=2, steps=2)):
+        adapted = tt.adapt(model, method)
+        adapted(batches[0])  # looks of the first batch included
+        before, rows = adapted.report(), len(batches[1])
+        adapted(batches[1])
+        after, (forward, backward) = adapted.report(), method.cost
+        answers = method.steps - 1  # one answer, however many steps
+        assert after.forwards - before.forwards == rows * (forward * method.steps - answers)
+        assert after.backwards - before.backwards == rows * backward * method.steps
+
+
 def test_a_state_of_another_head_is_refused(tmp_path):
     model, batches = headed("groupnorm")
     adapted = tt.adapt(model, tt.TTT(views=2))

@@ -98,6 +98,18 @@ def test_the_shared_part_alone_adapts_unless_the_head_does_too():
         assert torch.equal(start.weights["net.0.weight"], model.net[0].weight)
 
 
+@pytest.mark.parametrize("method", [tt.TTTpp(), tt.TTTpp(align=()), tt.TTTpp(contrast=False)])
+def test_it_costs_what_it_says(method):
+    model, batches = headed()
+    adapted = tt.adapt(model, method, source=batches)
+    adapted(batches[0])
+    before, rows = adapted.report(), len(batches[1])
+    adapted(batches[1])
+    after = adapted.report()
+    spent = (after.forwards - before.forwards, after.backwards - before.backwards)
+    assert spent == tuple(rows * times for times in method.cost)
+
+
 def test_warmup_moves_statistics_alone_and_alignment_may_come_later():
     model, batches = headed()
     adapted = tt.adapt(model, tt.TTTpp(warmup=1, align_after=2), source=batches)

@@ -46,7 +46,7 @@ class TTT(TwoHeadsMethod):
         views: of each image, in each step.
         threshold: adapt only if the mean probability that the images are upright is below; none:
             always. The code adds 0.001 to its own.
-        padding: of the crops, in pixels; none: an eighth of the side.
+        padding: of the crops, in black pixels; none: an eighth of the side.
     """
 
     optimizer: SGD | Adam | None = SGD(lr=0.001)
@@ -86,7 +86,8 @@ class TTT(TwoHeadsMethod):
         adapts, notes = memory["adapts"], {}
         if self.threshold is not None:
             if net.inner == 0:
-                upright = net.eval().run(TwoHeads.task, x).softmax(1)[:, 0].mean()
+                still = net.at({k: w.detach() for k, w in net.weights.items()}).eval()
+                upright = still.run(TwoHeads.task, x).softmax(1)[:, 0].mean()
                 adapts, notes = upright < self.threshold, {"upright": upright}
             before = {k: b.clone() for k, b in net.buffers.items()}
         padding = x.shape[-1] // 8 if self.padding is None else self.padding
