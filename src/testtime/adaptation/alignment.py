@@ -51,6 +51,47 @@ def mmd(mean: Tensor, other: Tensor) -> Tensor:
     return (mean - other).square().mean()
 
 
+class Summary:
+    """Moments of the source, and by how much two of its batches differ.
+
+    The first batch is there to be compared with, and does not count in the moments.
+    """
+
+    def __init__(self) -> None:
+        self._first: Moments | None = None
+        self._rest: Moments | None = None
+        self._gaps: dict[str, list[Tensor]] = {"coral": [], "mmd": []}
+
+    def add(self, f: Tensor) -> None:
+        """Take in the features ``[n, d]`` of a batch."""
+        now = Moments.of(f)
+        if self._first is None:
+            self._first = now
+            return
+        self._gaps["coral"].append(coral(self._first.covariance, now.covariance))
+        self._gaps["mmd"].append(mmd(self._first.mean, now.mean))
+        self._rest = now if self._rest is None else self._rest.plus(now)
+
+    def constants(self) -> dict[str, Tensor]:
+        """Return covariance (``cov``), ``mean``, and the mean distances ``coral`` and ``mmd``.
+
+        Raises:
+            ValueError: there were fewer than three batches, or all were alike.
+        """
+        if self._rest is None or len(self._gaps["mmd"]) < 2:
+            raise ValueError(
+                "Alignment needs at least three batches of source data, one to compare the others "
+                "with. Pass more in source=, each of the size of a test batch."
+            )
+        gaps = {kind: torch.stack(values).mean() for kind, values in self._gaps.items()}
+        if not all(bool(gap > 0) for gap in gaps.values()):
+            raise ValueError(
+                "Alignment is measured by how much batches of source data differ, but these are "
+                "all alike. Pass different images in each."
+            )
+        return gaps | {"cov": self._rest.covariance, "mean": self._rest.mean}
+
+
 def contrastive(f: Tensor, temperature: float) -> Tensor:
     """Return the contrastive loss of unit rows ``[2 B, d]``: first views, then second ones.
 

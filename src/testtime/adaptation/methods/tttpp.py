@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from testtime.adaptation import views
-from testtime.adaptation.alignment import Moments, contrastive, coral, mmd
+from testtime.adaptation.alignment import Moments, Summary, contrastive, coral, mmd
 from testtime.adaptation.core import Draw, Net, Objective
 from testtime.adaptation.learner import Learner
 from testtime.adaptation.methods._twoheads import TwoHeadsMethod
@@ -112,32 +112,12 @@ class TTTpp(TwoHeadsMethod):
 
     def prepare(self, learner: Learner, batches: Iterable[Tensor]) -> Tensors:
         """Return the moments of the source, and what two of its batches differ by."""
-        first: dict[str, Moments] = {}  # the first batch is what the others are compared with
-        rest: dict[str, Moments] = {}
-        gaps: dict[str, list[Tensor]] = {}
+        summaries = {part: Summary() for part in PARTS}
         for x in batches:
             for part, f in zip(PARTS, learner.live.eval().run(_both, x), strict=True):
-                moments = Moments.of(f)
-                if part not in first:
-                    first[part] = moments
-                    continue
-                gap = coral(first[part].covariance, moments.covariance)
-                gaps.setdefault(f"coral_{part}", []).append(gap)
-                gaps.setdefault(f"mmd_{part}", []).append(mmd(first[part].mean, moments.mean))
-                rest[part] = rest[part].plus(moments) if part in rest else moments
-        if len(gaps.get("mmd_head", [])) < 2:
-            raise ValueError(
-                "TTTpp needs at least three batches of source data, one to compare the others "
-                "with. Pass more in source=, each of the size of a test batch."
-            )
-        constants = {name: torch.stack(values).mean() for name, values in gaps.items()}
-        if not all(bool(gap > 0) for gap in constants.values()):
-            raise ValueError(
-                "TTTpp measures by how much batches of source data differ, but these are all "
-                "alike. Pass different images in each."
-            )
-        constants |= {f"cov_{part}": moments.covariance for part, moments in rest.items()}
-        return constants | {f"mean_{part}": moments.mean for part, moments in rest.items()}
+                summaries[part].add(f)
+        found = {part: summary.constants() for part, summary in summaries.items()}
+        return {f"{k}_{part}": t for part, constants in found.items() for k, t in constants.items()}
 
     def begin(self, net: Net, x: Tensor, draw: Draw) -> Tensors:
         """Return the queues, zeros while they fill, and where the next rows go."""
