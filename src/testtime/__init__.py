@@ -24,17 +24,24 @@ if TYPE_CHECKING:
     from testtime.adaptation.learner import Learner as Learner
     from testtime.adaptation.methods.actmad import ActMAD as ActMAD
     from testtime.adaptation.methods.bn import BNAdapt as BNAdapt
+    from testtime.adaptation.methods.deyo import DeYO as DeYO
+    from testtime.adaptation.methods.eata import EATA as EATA
+    from testtime.adaptation.methods.eata import ETA as ETA
     from testtime.adaptation.methods.foa import FOA as FOA
     from testtime.adaptation.methods.lame import LAME as LAME
+    from testtime.adaptation.methods.rdumb import RDumb as RDumb
     from testtime.adaptation.methods.source import Source as Source
     from testtime.adaptation.methods.t3a import T3A as T3A
     from testtime.adaptation.methods.tent import Tent as Tent
+    from testtime.adaptation.methods.ttt import TTT as TTT
+    from testtime.adaptation.methods.tttpp import TTTpp as TTTpp
     from testtime.adaptation.objectives import OpinionEntropy as OpinionEntropy
     from testtime.adaptation.optim import SGD as SGD
     from testtime.adaptation.optim import Adam as Adam
     from testtime.adaptation.optim import AdamW as AdamW
     from testtime.adaptation.report import Report as Report
     from testtime.adaptation.state import State as State
+    from testtime.adaptation.twoheads import TwoHeads as TwoHeads
 
 # Each public name and the module that defines it. Methods and submodules find themselves.
 _public: dict[str, str] = {
@@ -52,6 +59,7 @@ _public: dict[str, str] = {
     "SGD": "testtime.adaptation.optim",
     "Settled": "testtime.adaptation.core",
     "State": "testtime.adaptation.state",
+    "TwoHeads": "testtime.adaptation.twoheads",
     "adapt": "testtime.adaptation.adapted",
     "check_method": "testtime.adaptation.contract",
     "doctor": "testtime.adaptation.doctor",

@@ -1,6 +1,7 @@
 """The optimiser that a recording's hyper-parameters describe."""
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from tests.parity.recording import Config, Unreplayable
 from testtime.adaptation.optim import SGD, Adam
@@ -36,3 +37,19 @@ def slots(state: State) -> dict[str, Tensor]:
     # PyTorch counts for each tensor what the library counts once for all.
     counts = state.slots.get("step", {}).values()
     return found | {f"optim.{name}.step": count for count in counts for name in state.weights}
+
+
+def momenta(state: State) -> dict[str, Tensor]:
+    """Return the optimiser's momentum as some recordings name it: ``opt/<parameter>/<slot>``."""
+    held = state.slots.get("momentum_buffer", {})
+    return {f"opt/{name}/momentum_buffer": momentum for name, momentum in held.items()}
+
+
+def torch_momenta(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """Return the momentum of PyTorch's own SGD, by the same names."""
+    held = ((name, optimizer.state[p]) for name, p in model.named_parameters())
+    return {
+        f"opt/{name}/momentum_buffer": state["momentum_buffer"]
+        for name, state in held
+        if state.get("momentum_buffer") is not None
+    }

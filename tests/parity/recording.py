@@ -61,6 +61,11 @@ class Recording:
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Put a tensor in, or in the place of another, in the form that the library takes it."""
+        self._tensors[name] = tensor
+        self._unread.add(name)
+
     def under(self, prefix: str) -> list[str]:
         """Return the names below a path such as ``state/3``, without that path."""
         return [k[len(prefix) + 1 :] for k in self._tensors if k.startswith(f"{prefix}/")]

@@ -40,6 +40,9 @@ class Adapter:
         """Return further arguments of ``adapt()``, such as source data."""
         return {}
 
+    def started(self, adapted: Adapted, recording: Recording, comparison: Comparison) -> None:
+        """Compare, or set, what is recorded of the time before the first step."""
+
     def resets(self, recording: Recording) -> set[int]:
         """Return the steps before which ``reset()`` is called from outside."""
         return recording.resets()
@@ -51,6 +54,10 @@ class Adapter:
     def taken(self, name: str, value: Tensor) -> Tensor:
         """Return a recorded random value in the form that the library takes it."""
         return value
+
+    def outputs(self, adapted: Adapted, x: Tensor) -> Mapping[str, Tensor | None]:
+        """Return what came out of a step beside the logits, by recorded names."""
+        return {}
 
     def extras(self, adapted: Adapted) -> Mapping[str, Tensor | None]:
         """Return the method's own state after a step, by recorded names; what it lacks is none."""
@@ -79,6 +86,7 @@ class Adapter:
         )
         draws.follow(adapted.learner)
         comparison = Comparison(recording)
+        self.started(adapted, recording, comparison)
         for fact, holds in self.facts(adapted, config).items():
             comparison.require(fact, holds)
         for pattern in self.ignored:
@@ -90,6 +98,9 @@ class Adapter:
             logits = adapted(recording[f"in/{step}/x"])
             comparison.check(f"out/{step}/logits", logits)
             _check_state(comparison, recording, step, adapted)
+            for name, output in self.outputs(adapted, recording[f"in/{step}/x"]).items():
+                if f"out/{step}/{name}" in recording:
+                    comparison.check(f"out/{step}/{name}", output)
             for name, extra in self.extras(adapted).items():
                 path = f"extra/{step}/{name}"
                 if path in recording:

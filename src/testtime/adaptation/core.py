@@ -109,6 +109,10 @@ class Net:
         """Whether a row's answer depends on the rows beside it, measured on the first two rows."""
         return bool(self._learner.couples)
 
+    def say(self, message: str) -> None:
+        """Tell the user once of a hyper-parameter that does not fit what was found."""
+        self._learner.say(message)
+
     def __call__(self, x: Tensor) -> Tensor:
         """Return the logits of the model for ``x``."""
         learner = self._learner

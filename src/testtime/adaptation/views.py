@@ -1,7 +1,8 @@
 """Augmented views of images: what is drawn, apart from what is done with it.
 
-The chain of CoTTA and RoTTA (2203.13591, section 3.2): colours in a random order, a small affine
-map, a slight blur, a flip, faint noise. One draw serves a whole batch.
+First the chain of CoTTA and RoTTA (2203.13591, section 3.2): colours in a random order, a small
+affine map, a slight blur, a flip, faint noise; one draw serves a whole batch. Then what destroys
+shapes, for DeYO (2403.07366).
 """
 
 import math
@@ -98,6 +99,100 @@ def many(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
     shares = torch.rand(count, 5, generator=generator, device=x.device)
     orders = shares.argsort(1).tolist()  # one look from the host for all views
     return torch.stack([view(x, draws(x, order, generator)) for order in orders])
+
+
+def crop_draws(
+    x: Tensor, count: int, padding: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw first row and first column of a crop, and whether it is flipped, ``[count, B]`` each."""
+
+    def integers(high: int) -> Tensor:
+        return torch.randint(high, (count, len(x)), generator=generator, device=x.device)
+
+    return integers(2 * padding + 1), integers(2 * padding + 1), integers(2) == 1
+
+
+def crops(x: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
+    """Return ``[count, B, C, H, W]``: crops of images padded with black, in their own size."""
+    height, width = x.shape[-2:]
+    padded = F.pad(x, (padding,) * 4)
+    rows, columns = (torch.arange(side, device=x.device) for side in (height, width))
+    columns = torch.where(flip[..., None], columns.flip(0), columns) + left[..., None]
+    rows = rows + top[..., None]
+    image = torch.arange(len(x), device=x.device)[:, None, None]
+    return padded[image, :, rows[..., None], columns[..., None, :]].movedim(-1, 2)
+
+
+def contrastive(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Return one view of images ``[B, 3, H, W]`` in [0, 1], as SimCLR makes them (2002.05709).
+
+    Each image has draws of its own: a crop of 20% to 100% of the area in any place, resized; a
+    flip; with probability 0.8 its colours jittered, with 0.2 gray. Brightness, contrast,
+    saturation and hue change in this order, where torchvision draws one.
+    """
+
+    def uniform(low: float, high: float) -> Tensor:
+        share = torch.rand(len(x), generator=generator, dtype=x.dtype, device=x.device)
+        return low + (high - low) * share
+
+    area, ratio = uniform(0.2, 1), uniform(math.log(3 / 4), math.log(4 / 3)).exp()
+    width, height = ((area * r).sqrt().clamp(max=1) for r in (ratio, 1 / ratio))
+    right, down = uniform(-1, 1) * (1 - width), uniform(-1, 1) * (1 - height)
+    flip = (uniform(0, 1) < 0.5).to(x.dtype) * 2 - 1
+    zero = torch.zeros_like(area)
+    theta = torch.stack([width * flip, zero, right, zero, height, down], 1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    x = F.grid_sample(x, grid, "bilinear", "border", align_corners=False).clamp(0, 1)
+
+    factors = [uniform(0.6, 1.4)[:, None, None, None] for _ in range(3)]
+    jittered = _saturation(_contrast(_brightness(x, factors[0]), factors[1]), factors[2])
+    jittered = _hue(jittered, uniform(-0.1, 0.1)[:, None, None])
+    x = torch.where((uniform(0, 1) < 0.8)[:, None, None, None], jittered, x)
+    return torch.where((uniform(0, 1) < 0.2)[:, None, None, None], _gray(x).expand_as(x), x)
+
+
+def turned(x: Tensor, quarters: Tensor) -> Tensor:
+    """Return square images ``[B, C, H, H]``, each turned counter-clockwise by so many quarters."""
+    every = torch.stack([x.rot90(k, (-2, -1)) for k in range(4)])
+    return every[quarters, torch.arange(len(x), device=x.device)]
+
+
+def shuffled_patches(x: Tensor, order: Tensor, n: int) -> Tensor:
+    """Return images cut into ``n * n`` patches, row by row, patch ``order[b, j]`` at place ``j``.
+
+    Where ``n`` does not divide a side, the image is resized to patches of whole pixels and back.
+
+    Args:
+        x: images ``[B, C, H, W]``.
+        order: a permutation for each ``[B, n * n]``.
+        n: patches along each side.
+    """
+    size = x.shape[-2:]
+    rows, columns = size[0] // n, size[1] // n
+    cut = _resized(x, (n * rows, n * columns)).reshape(*x.shape[:2], n, rows, n, columns)
+    patches = cut.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # [B, n * n, C, rows, columns]
+    patches = patches.take_along_dim(order[:, :, None, None, None], 1)
+    placed = patches.reshape(-1, n, n, *patches.shape[2:]).permute(0, 3, 1, 4, 2, 5)
+    return _resized(placed.flatten(4, 5).flatten(2, 3), size)
+
+
+def shuffled_pixels(x: Tensor, order: Tensor) -> Tensor:
+    """Return images ``[B, C, H, W]`` with pixel ``order[j]`` ``[H * W]`` at place ``j``."""
+    return x.flatten(2)[..., order].view_as(x)
+
+
+def occluded(x: Tensor, window: tuple[int, ...]) -> Tensor:
+    """Return images whose window (first row, first column, rows, columns) has their mean colour."""
+    top, left, rows, columns = window
+    x, mean = x.clone(), x.mean((2, 3), keepdim=True)
+    x[..., top : top + rows, left : left + columns] = mean
+    return x
+
+
+def _resized(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    if x.shape[-2:] == size:
+        return x
+    return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def _gray(x: Tensor) -> Tensor:

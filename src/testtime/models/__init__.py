@@ -1,5 +1,5 @@
 """Networks on which test-time adaptation is studied."""
 
-from testtime.models.resnet import CifarResNet, Normalize, ResNetGN
+from testtime.models.resnet import CifarResNet, Normalize, ResNetGN, rotation_head
 
-__all__ = ["CifarResNet", "Normalize", "ResNetGN"]
+__all__ = ["CifarResNet", "Normalize", "ResNetGN", "rotation_head"]

@@ -4,6 +4,7 @@ The shortcuts have no parameters and the modules are named as in the checkpoints
 shares, so that those load with ``strict=True``.
 """
 
+import copy
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -105,7 +106,7 @@ class ResNetGN(nn.Module):
         depth: number of weighted layers, 6n + 2.
         num_classes: number of logits.
         width: channels of the first stage, a multiple of groups.
-        groups: groups of every GroupNorm.
+        groups: groups of every GroupNorm; 0: BatchNorm in its place.
 
     Raises:
         ValueError: no network has that depth, or width is not a multiple of groups.
@@ -119,7 +120,7 @@ class ResNetGN(nn.Module):
     ) -> None:
         super().__init__()
         n = _blocks_per_stage(depth)
-        if groups < 1 or width < groups or width % groups:
+        if groups and (groups < 0 or width < groups or width % groups):
             raise ValueError(
                 f"GroupNorm cannot split {width} channels into {groups} groups; "
                 "choose a width that is a multiple of groups."
@@ -132,8 +133,11 @@ class ResNetGN(nn.Module):
         self.layer3 = nn.Sequential(
             *(_GroupNormBlock(c, 4 * width, groups) for c in [2 * width] + [4 * width] * (n - 1))
         )
-        self.bn = nn.GroupNorm(groups, 4 * width)
+        self.bn = _norm(groups, 4 * width)
         self.fc = nn.Linear(4 * width, num_classes)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the logits."""
@@ -141,6 +145,28 @@ class ResNetGN(nn.Module):
         x = F.relu(self.bn(x))
         logits: Tensor = self.fc(x.mean(dim=(2, 3)))
         return logits
+
+
+def rotation_head(network: ResNetGN, branch: str = "layer3") -> nn.Module:
+    """Return the second head of the paper above: from what goes into ``branch`` to 4 rotations.
+
+    A copy of the network's layers from there on, with a classifier of its own. For
+    ``testtime.TwoHeads(network, rotation_head(network), branch="layer3")``, trained jointly.
+
+    Args:
+        network: gives the layers, and their weights to start from.
+        branch: ``layer3``, or ``fc``: the head is one linear layer on the pooled features.
+
+    Raises:
+        ValueError: there is no head from that branch on.
+    """
+    if branch not in ("layer3", "fc"):
+        raise ValueError(f"The second head reads what goes into layer3 or fc, found '{branch}'.")
+    linear = nn.Linear(network.fc.in_features, 4)
+    if branch == "fc":
+        return linear
+    layers = copy.deepcopy((network.layer3, network.bn))
+    return nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
 
 
 class _BatchNormBlock(nn.Module):
@@ -170,9 +196,9 @@ class _GroupNormBlock(nn.Module):
         super().__init__()
         self.widens = channels != channels_in
         # The checkpoints call the GroupNorms bn1 and bn2.
-        self.bn1 = nn.GroupNorm(groups, channels_in)
+        self.bn1 = _norm(groups, channels_in)
         self.conv1 = _conv3x3(channels_in, channels, stride=2 if self.widens else 1)
-        self.bn2 = nn.GroupNorm(groups, channels)
+        self.bn2 = _norm(groups, channels)
         self.conv2 = _conv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -181,6 +207,10 @@ class _GroupNormBlock(nn.Module):
         if self.widens:
             x = F.pad(F.avg_pool2d(x, 2), (0, 0, 0, 0, 0, x.shape[1]))
         return x + y
+
+
+def _norm(groups: int, channels: int) -> nn.Module:
+    return nn.GroupNorm(groups, channels) if groups else nn.BatchNorm2d(channels)
 
 
 def _conv3x3(channels_in: int, channels: int, stride: int = 1) -> nn.Conv2d:

@@ -1,5 +1,6 @@
 """What methods share that adapt the scales and shifts of normalisation layers."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -77,3 +78,22 @@ class EntropyMethod(NormMethod):
                 "such as BNAdapt or ActMAD."
             )
         return super().configure(module)
+
+
+@dataclass(frozen=True)
+class LowerEntropyMethod(EntropyMethod):
+    """Adapt those below the last stage, whose features are the task's own.
+
+    Args:
+        fixed: not those of modules in whose name this regular expression is found (the last
+            stage of a ResNet, the last blocks of a ViT-B and its last norm).
+    """
+
+    fixed: str = r"layer4|blocks\.9|blocks\.1[01]|norm\.|^norm$"
+
+    adapts = "the scales and shifts of normalisation layers below the last stage"
+
+    def select(self, module: nn.Module) -> list[str]:
+        """Return the scales and shifts of the norm layers that are not fixed."""
+        names = super().select(module)
+        return [name for name in names if not re.search(self.fixed, name.rpartition(".")[0])]

@@ -5,20 +5,19 @@ Code that was recorded: mr-eggplant/SAR.
 """
 
 import math
-import re
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from testtime.adaptation.core import Draw, Net, Objective, Settled
-from testtime.adaptation.methods._norm import EntropyMethod
-from testtime.adaptation.objectives import mean_where
+from testtime.adaptation.methods._norm import LowerEntropyMethod
+from testtime.adaptation.objectives import OpinionEntropy, mean_where
 from testtime.adaptation.optim import SGD, Adam, Tensors
 
 
 @dataclass(frozen=True)
-class SAR(EntropyMethod):
+class SAR(LowerEntropyMethod):
     """Descend the entropy of reliable predictions at the sharpest point near the present weights.
 
     With ``H_i(t)`` the entropy of prediction ``i`` under scales and shifts ``t``, ``E0`` a share of
@@ -38,13 +37,12 @@ class SAR(EntropyMethod):
     ``e`` starts afresh after a recovery (as the paper has it), a reset clears the momentum. Preset
     ``official``: none of this; ``paper``: that, but ``e`` starts afresh; ``vit``: the rate for
     vision transformers, batches of 64. Below that (ResNet: below 32) scale it with the batch.
+    ``come``: the entropy of opinions, 2410.10894.
 
     Args:
         margin: ``E0`` as a share of ``ln C``.
         rho: how far the sharpest point is.
         recovery: the moving average of the loss that is too low.
-        fixed: not those of modules in whose name this regular expression is found (the last
-            stage of a ResNet, the last blocks of a ViT-B and its last norm).
         average_survives: ``e`` stays as it is after a recovery, so that recoveries repeat.
     """
 
@@ -52,10 +50,8 @@ class SAR(EntropyMethod):
     margin: float = 0.4
     rho: float = 0.05
     recovery: float = 0.2
-    fixed: str = r"layer4|blocks\.9|blocks\.1[01]|norm\.|^norm$"
     average_survives: bool = False
 
-    adapts = "the scales and shifts of normalisation layers below the last stage"
     cost = (2, 2)
     tested = "single images, mixed shifts and streams ordered by class, GroupNorm and LayerNorm"
     presets = {  # noqa: RUF012
@@ -71,12 +67,8 @@ class SAR(EntropyMethod):
             "survives": ("slots",),
         },
         "vit": {"optimizer": SGD(lr=0.001, momentum=0.9)},
+        "come": {"entropy": OpinionEntropy()},
     }
-
-    def select(self, module: nn.Module) -> list[str]:
-        """Return the scales and shifts of the norm layers that are not fixed."""
-        names = super().select(module)
-        return [name for name in names if not re.search(self.fixed, name.rpartition(".")[0])]
 
     def begin(self, net: Net, x: Tensor, draw: Draw) -> Tensors:
         """Return the moving average, and whether there is one yet."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from testtime.adaptation.core import Draw, Net, Objective
 from testtime.adaptation.methods._norm import EntropyMethod
+from testtime.adaptation.objectives import OpinionEntropy
 from testtime.adaptation.optim import SGD, Adam, Tensors
 
 
@@ -26,7 +27,8 @@ class Tent(EntropyMethod):
 
     Changed from the official code: dropout and the like stay off; every kind of norm layer adapts,
     BatchNorm1d and 3d among them. Preset ``official``: BatchNorm2d alone, and the whole network in
-    train mode; ``sar``: that with GroupNorm and LayerNorm; ``imagenet``: the paper's SGD.
+    train mode; ``sar``: that with GroupNorm and LayerNorm; ``imagenet``: the paper's SGD;
+    ``come``: the entropy of opinions, 2410.10894.
     """
 
     optimizer: SGD | Adam | None = Adam(lr=1e-3)
@@ -40,9 +42,11 @@ class Tent(EntropyMethod):
             "optimizer": SGD(lr=0.00025, momentum=0.9),
         },
         "imagenet": {"optimizer": SGD(lr=0.00025, momentum=0.9)},
+        "come": {"entropy": OpinionEntropy()},
     }
 
     def loss(self, net: Net, x: Tensor, memory: Tensors, draw: Draw) -> Objective:
         """Return the mean entropy and the logits that gave it."""
         logits = self.predict(net, x, memory)
-        return Objective(loss=self.entropy(logits).mean(), logits=logits)
+        entropies = self.entropy(logits)
+        return Objective(loss=entropies.mean(), logits=logits, notes={"entropy": entropies})
