@@ -1,5 +1,5 @@
 """Shifted data: corruptions of images."""
 
-from testtime.shifts.corruptions import corrupt
+from testtime.shifts.corruptions import CORRUPTIONS, Corruption, corrupt
 
-__all__ = ["corrupt"]
+__all__ = ["CORRUPTIONS", "Corruption", "corrupt"]

@@ -1,0 +1,126 @@
+"""Filters that several corruptions share, batched: images ``[B, C, H, W]`` in and out."""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+LUMINANCE = (0.299, 0.587, 0.114)
+
+
+def cut(x: Tensor) -> Tensor:
+    """Return the 8-bit levels of values in [0, 1], cut towards zero as a C cast does, as floats.
+
+    A value that stands for a whole level may lie a rounding error below it; a ten-thousandth of a
+    level is added, which is more than such errors and less than any weight in use.
+    """
+    return (255 * x + 1e-4).floor_().clamp_(0, 255)
+
+
+def gaussian_filter(
+    x: Tensor, sigma: float, *, truncate: float = 4, border: str = "nearest"
+) -> Tensor:
+    """Blur by a Gaussian of that standard deviation in pixels, along rows and columns.
+
+    Args:
+        x: images ``[..., H, W]``.
+        sigma: standard deviation in pixels.
+        truncate: the taps reach that many standard deviations, rounded to whole pixels.
+        border: "nearest" repeats the last pixel, "reflect" mirrors behind it.
+    """
+    height, width = x.shape[-2:]
+    # One matrix product a side is faster than single taps, at 224 pixels too.
+    down = _gaussian_matrix(sigma, height, truncate, border).to(x)
+    across = _gaussian_matrix(sigma, width, truncate, border).to(x)
+    return down @ x @ across.T
+
+
+@functools.lru_cache(maxsize=64)
+def _gaussian_matrix(sigma: float, side: int, truncate: float, border: str) -> Tensor:
+    """Return the filter along one side as a matrix, float64; row i holds the weights of output i."""
+    reach = int(truncate * sigma + 0.5)
+    offsets = torch.arange(-reach, reach + 1)
+    taps = torch.exp(-(offsets.double() ** 2) / (2 * sigma**2)) if reach else torch.ones(1).double()
+    pixels = torch.arange(side)[:, None] + offsets
+    if border == "nearest":
+        pixels = pixels.clamp(0, side - 1)
+    else:  # the pattern d c b a | a b c d | d c b a has the period 2 * side
+        pixels = pixels % (2 * side)
+        pixels = torch.minimum(pixels, 2 * side - 1 - pixels)
+    weights = (taps / taps.sum()).expand(side, -1)
+    return torch.zeros(side, side, dtype=torch.float64).scatter_add_(1, pixels, weights)
+
+
+def motion_filter(x: Tensor, radius: float, sigma: float, degrees: Tensor) -> Tensor:
+    """Smear each image along a line that begins at the pixel itself.
+
+    The motion blur of ImageMagick: taps ``exp(-i²/2σ²)`` for i from 0 to twice the radius, to the
+    nearest pixels along the angle; the last pixel repeats beyond the border. It is kept in 16 bits
+    and cut to 8.
+
+    Args:
+        x: images ``[B, C, H, W]`` on whole levels.
+        radius: half the length, in pixels.
+        sigma: standard deviation of the taps, in pixels.
+        degrees: the angle of each image ``[B]``, 0 to the right, 90 downwards.
+    """
+    height, width = x.shape[-2:]
+    reach = 2 * math.ceil(radius)
+    size = fast_size(height + 2 * reach, width + 2 * reach)
+    steps = torch.arange(reach + 1, device=x.device, dtype=degrees.dtype)
+    taps = torch.exp(-(steps**2) / (2 * sigma**2))
+    angle = torch.deg2rad(degrees)[:, None]
+    down = torch.ceil(steps * angle.sin() - 0.5).long() % size[0]
+    across = torch.ceil(steps * angle.cos() - 0.5).long() % size[1]
+    kernels = x.new_zeros(len(x), size[0] * size[1])
+    kernels.scatter_add_(1, down * size[1] + across, (taps / taps.sum()).to(x).expand(len(x), -1))
+    spectrum = torch.fft.rfft2(kernels.view(len(x), *size))
+    inner = slice(reach, reach + height), slice(reach, reach + width)
+    smeared = torch.empty_like(x)
+    for channel in range(x.shape[1]):  # one at a time, so that spectra take little memory
+        padded = F.pad(x[:, channel], [reach] * 4, mode="replicate")
+        smeared[:, channel] = correlate(padded, spectrum, size)[:, *inner]
+    # 65535 / 255 = 257 steps a level.
+    return smeared.mul_(65535).add_(0.5).floor_().div_(257).floor_().div_(255)
+
+
+def correlate(x: Tensor, spectrum: Tensor, size: tuple[int, int]) -> Tensor:
+    """Correlate planes with kernels whose ``rfft2`` over that size is given; ends wrap around."""
+    product = torch.fft.rfft2(x, s=size)
+    product *= spectrum.conj()
+    return torch.fft.irfft2(product, s=size)
+
+
+def fast_size(height: int, width: int) -> tuple[int, int]:
+    """Return the next larger sides without a prime factor above 5, which transform quickly."""
+    return _smooth(height), _smooth(width)
+
+
+def _smooth(side: int) -> int:
+    rest = side
+    for prime in (2, 3, 5):
+        while rest % prime == 0:
+            rest //= prime
+    return side if rest == 1 else _smooth(side + 1)
+
+
+def clipped_zoom(x: Tensor, factor: float) -> Tensor:
+    """Enlarge the centre of the images to their size, bilinearly, the end samples aligned."""
+    height, width = x.shape[-2:]
+    inner, outer = zip(*(_zoom_sides(side, factor) for side in (height, width)), strict=True)
+    crop = _centre(x, inner)
+    return _centre(F.interpolate(crop, size=outer, mode="bilinear", align_corners=True), x.shape[-2:])
+
+
+def _zoom_sides(side: int, factor: float) -> tuple[int, int]:
+    inner = math.ceil(side / factor)
+    return inner, round(inner * factor)
+
+
+def _centre(x: Tensor, size: Sequence[int]) -> Tensor:
+    (top, left) = ((have - want) // 2 for have, want in zip(x.shape[-2:], size, strict=True))
+    return x[..., top : top + size[0], left : left + size[1]]
