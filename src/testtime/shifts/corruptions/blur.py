@@ -14,7 +14,7 @@ from testtime.shifts.corruptions.filters import (
     gaussian_filter,
     motion_filter,
 )
-from testtime.shifts.corruptions.noise import Draws, Random
+from testtime.shifts.corruptions.noise import Draws, Random, integers, uniforms
 
 
 def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
@@ -81,21 +81,18 @@ def draw_glass_blur(
     """
     height, width = x.shape[-2:]
     size = (len(x), iterations, height - 2 * reach, width - 2 * reach)
-    top = (2 * reach) ** 2
-    return (torch.randint(top, size, generator=generator, device=x.device, dtype=torch.int32),)
+    return (integers((2 * reach) ** 2, size, x, generator),)
 
 
-def glass_blur(
-    x: Tensor, sigma: float, reach: int, iterations: int, neighbours: Tensor
-) -> Tensor:
+def glass_blur(x: Tensor, sigma: float, reach: int, iterations: int, neighbours: Tensor) -> Tensor:
     """Blur, let pixels take the value of a neighbour up to reach away, and blur again."""
-    levels = cut(gaussian_filter(x, sigma)).flatten(2)
+    levels = cut(gaussian_filter(x, sigma))
     sources = None
     for codes in neighbours.unbind(1):
         step = _copied_from(codes, reach, *x.shape[-2:])
-        sources = step if sources is None else sources.gather(1, step)
+        sources = step if sources is None else _look_up(sources, step)
     assert sources is not None
-    shuffled = levels.gather(2, sources[:, None].expand(levels.shape)).view_as(x)
+    shuffled = _look_up(levels.flatten(2), sources[:, None].expand(-1, 3, -1)).view_as(x)
     return gaussian_filter(shuffled.div_(255), sigma).clamp_(0, 1)
 
 
@@ -108,26 +105,38 @@ def _copied_from(codes: Tensor, reach: int, height: int, width: int) -> Tensor:
     new values are replaced by what these point to, again and again: each time doubles the way.
     """
     pixels = height * width
-    index = torch.arange(pixels, device=codes.device)
+    index = torch.arange(pixels, device=codes.device, dtype=torch.int32)
     # The first half of the pointers stands for new values, the second for old ones.
     pointers = (index + pixels).repeat(len(codes), 2)
     new = pointers[:, :pixels]
     inside = slice(reach + 1, height - reach + 1), slice(reach + 1, width - reach + 1)
-    offsets = (codes // (2 * reach) - reach) * width + codes % (2 * reach) - reach
-    targets = index.view(height, width)[inside] + offsets
-    targets += pixels * (offsets <= 0)
+    offsets = torch.arange(-reach, reach, device=codes.device, dtype=torch.int32)
+    offsets = (width * offsets[:, None] + offsets).flatten()
+    jumps = offsets + pixels * (offsets <= 0)
+    targets = jumps.index_select(0, codes.flatten()).view(codes.shape)
+    targets += index.view(height, width)[inside]
     new.view(len(codes), height, width)[:, *inside] = targets
     # With reach 1 nothing lies behind. Else a way goes on with a chance of 0.42 at most, so more
-    # than 128 steps do not happen (1e-48).
-    for _ in range(0 if reach == 1 else 7):
-        new.copy_(pointers.gather(1, new))
+    # than 64 steps do not happen (1e-24).
+    for _ in range(0 if reach == 1 else 6):
+        new.copy_(_look_up(pointers, new))
     return new - pixels
+
+
+def _look_up(table: Tensor, index: Tensor) -> Tensor:
+    """Return ``table.gather(-1, index)``; a selection from one long row is three times as fast."""
+    rows = torch.arange(table[..., 0].numel(), device=index.device) * table.shape[-1]
+    flat = index + rows.view(*table.shape[:-1], 1).to(_index_dtype(table))
+    return table.flatten().index_select(0, flat.flatten()).view(index.shape)
+
+
+def _index_dtype(table: Tensor) -> torch.dtype:
+    return torch.int32 if table.numel() < 2**31 else torch.int64
 
 
 def draw_motion_blur(x: Tensor, radius: float, sigma: float, generator: Random) -> Draws:
     """Draw the angle of each image, in degrees: within 45 of the right."""
-    uniforms = torch.rand(len(x), generator=generator, device=x.device, dtype=x.dtype)
-    return (90 * uniforms - 45,)
+    return (90 * uniforms((len(x),), x, generator) - 45,)
 
 
 def motion_blur(x: Tensor, radius: float, sigma: float, degrees: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
 """What cameras and files do: brightness, contrast, saturation, elastic, pixelate."""
 
 import functools
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from testtime.shifts.corruptions.filters import gaussian_filter
-from testtime.shifts.corruptions.noise import Draws, Random
+from testtime.shifts.corruptions.noise import Draws, Random, uniforms
 
 
 def brightness(x: Tensor, added: float) -> Tensor:
@@ -44,9 +45,8 @@ def draw_elastic_transform(
 
     The points are (x, y), and the fields displace along x, then y.
     """
-    batch, _, height, width = x.shape
-    like = {"generator": generator, "device": x.device, "dtype": x.dtype}
-    points, fields = torch.rand(batch, 3, 2, **like), torch.rand(batch, 2, height, width, **like)
+    points = uniforms((len(x), 3, 2), x, generator)
+    fields = uniforms((len(x), 2, *x.shape[2:]), x, generator)
     return 2 * points - 1, fields.mul_(2).sub_(1)
 
 
@@ -105,39 +105,41 @@ def pixelate(x: Tensor, factor: float) -> Tensor:
     A pixel of the small image is the plain mean of those whose centres lie in it.
     """
     height, width = x.shape[-2:]
-    small = (255 * x).round_()
-    small = _box(small, int(width * factor), 3)
-    small = _box(small, int(height * factor), 2)
-    rows, columns = (_nearest(small.shape[2], height), _nearest(small.shape[3], width))
-    small = small.div_(255).index_select(3, columns.to(x.device))
-    return small.index_select(2, rows.to(x.device))
+    # Along the rows first, and rounded in between.
+    small = _shrink_rows((255 * x).round_(), int(width * factor))
+    small = _shrink_rows(small.transpose(2, 3), int(height * factor)).transpose(2, 3)
+    columns = _nearest(small.shape[3], width).to(x.device)
+    rows = _nearest(small.shape[2], height).to(x.device)
+    wide = small.div_(255).gather(3, columns.expand(*small.shape[:3], -1))
+    return wide.index_select(2, rows)
 
 
-def _box(levels: Tensor, side: int, dim: int) -> Tensor:
-    first, count = _box_pixels(levels.shape[dim], side)
-    shape = [-1 if d == dim else 1 for d in range(4)]
-    total = torch.zeros(())
-    for i in range(int(count.max())):
-        taken = levels.index_select(dim, (first + i).clamp(max=levels.shape[dim] - 1))
-        weight = (i < count).to(levels).view(shape)
-        total = taken * weight if i == 0 else total.addcmul_(taken, weight)
-    return total.div_(count.to(levels).view(shape)).add_(0.5 + 1e-3).floor_()
+def _shrink_rows(levels: Tensor, side: int) -> Tensor:
+    """Return rows of that many pixels, whole levels: each the mean of the pixels of its box."""
+    first, counts = (t.to(levels.device) for t in _boxes(levels.shape[3], side))
+    shape = (*levels.shape[:3], -1)
+    total = levels.gather(3, first.expand(shape))
+    # Boxes hold so many pixels, give or take one.
+    for i in range(1, math.ceil(levels.shape[3] / side)):
+        more = levels.gather(3, (first + torch.minimum(counts - 1, counts.new_tensor(i))).expand(shape))
+        total.addcmul_(more, (i < counts).to(levels))
+    # A whole mean may come out a little below: thirds.
+    return total.div_(counts).add_(0.5 + 1e-3).floor_()
 
 
 @functools.lru_cache(maxsize=32)
-def _box_pixels(side: int, small: int) -> tuple[Tensor, Tensor]:
-    """Return the first pixel of each box and how many there are."""
+def _boxes(side: int, small: int) -> tuple[Tensor, Tensor]:
+    """Return the first pixel of each box, and how many it holds."""
     scale = side / small
-    first, count = [], []
-    for i in range(small):
-        centre = (i + 0.5) * scale
-        near = range(int(centre - scale / 2 + 0.5), min(side, int(centre + scale / 2 + 0.5)))
-        inside = [j for j in near if -0.5 < (j - centre + 0.5) / scale <= 0.5]
-        first.append(inside[0])
-        count.append(len(inside))
-    return torch.tensor(first), torch.tensor(count)
+    centre = (torch.arange(small, dtype=torch.float64)[:, None] + 0.5) * scale
+    pixel = torch.arange(side)
+    first, end = (centre - scale / 2 + 0.5).floor(), (centre + scale / 2 + 0.5).floor()
+    place = (pixel - centre + 0.5) / scale
+    inside = (pixel >= first) & (pixel < end) & (place > -0.5) & (place <= 0.5)
+    return inside.byte().argmax(1), inside.sum(1)
 
 
 @functools.lru_cache(maxsize=32)
 def _nearest(small: int, side: int) -> Tensor:
-    return torch.tensor([int((i + 0.5) * small / side) for i in range(side)])
+    """Return the small pixel that holds the centre of each large one."""
+    return ((torch.arange(side, dtype=torch.float64) + 0.5) * small / side).long()

@@ -8,6 +8,7 @@ Source: ITU-T T.81 (tables of Annex K, discrete cosine transform of A.3.3); JFIF
 
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -46,20 +47,27 @@ def jpeg_compression(x: Tensor, quality: float) -> Tensor:
 
 def _to_ycc(rgb: Tensor) -> tuple[Tensor, Tensor]:
     """Return luma [B, 1, H, W] and chroma [B, 2, H, W] in levels, in fixed point of 16 bits."""
-    red, green, blue = rgb.split(1, dim=1)
-    luma = 19595 * red + 38470 * green + 7471 * blue + 32768
-    blueness = -11059 * red - 21709 * green + 32768 * blue + (8388608 + 32767)
-    redness = 32768 * red - 27439 * green - 5329 * blue + (8388608 + 32767)
-    chroma = torch.cat([blueness, redness], dim=1)
-    return luma.div_(65536).floor_(), chroma.div_(65536).floor_()
+    luma = _mix(rgb, (19595, 38470, 7471), 32768)
+    blueness = _mix(rgb, (-11059, -21709, 32768), 8388608 + 32767)
+    redness = _mix(rgb, (32768, -27439, -5329), 8388608 + 32767)
+    return luma, torch.cat([blueness, redness], dim=1)
 
 
 def _to_rgb(luma: Tensor, chroma: Tensor) -> Tensor:
-    blueness, redness = (chroma - 128).split(1, dim=1)
-    red = (91881 * redness + 32768).div_(65536).floor_()
-    green = (-22554 * blueness - 46802 * redness + 32768).div_(65536).floor_()
-    blue = (116130 * blueness + 32768).div_(65536).floor_()
-    return torch.cat([red, green, blue], dim=1).add_(luma).clamp_(0, 255)
+    rgb = luma.expand(-1, 3, -1, -1).clone()
+    chroma = chroma - 128
+    for channel, weights in enumerate(((0, 91881), (-22554, -46802), (116130, 0))):
+        rgb[:, channel, None] += _mix(chroma, weights, 32768)
+    return rgb.clamp_(0, 255)
+
+
+def _mix(planes: Tensor, weights: Sequence[int], constant: int) -> Tensor:
+    """Return a weighted sum of planes, in 65536ths, rounded down to whole levels."""
+    used = [(plane, w) for plane, w in zip(planes.split(1, dim=1), weights, strict=True) if w]
+    mixed = used[0][0] * used[0][1]
+    for plane, weight in used[1:]:
+        mixed.add_(plane, alpha=weight)
+    return mixed.add_(constant).div_(65536).floor_()
 
 
 def _halve(chroma: Tensor) -> Tensor:
@@ -76,10 +84,12 @@ def _halve(chroma: Tensor) -> Tensor:
 def _double(chroma: Tensor) -> Tensor:
     """Enlarge twice with weights 3 and 1 for the near and the far pixel; the edges repeat."""
     padded = F.pad(chroma, [0, 0, 1, 1], mode="replicate")
-    above, below = 3 * chroma + padded[..., :-2, :], 3 * chroma + padded[..., 2:, :]
-    rows = torch.stack([above, below], dim=3).flatten(2, 3)
+    near = 3 * chroma
+    rows = torch.stack([near + padded[..., :-2, :], near + padded[..., 2:, :]], dim=3).flatten(2, 3)
     padded = F.pad(rows, [1, 1, 0, 0], mode="replicate")
-    left, right = 3 * rows + padded[..., :-2] + 8, 3 * rows + padded[..., 2:] + 7
+    near = 3 * rows
+    # 8 and 7 round halves up and down in turn.
+    left, right = near.add(padded[..., :-2]).add_(8), near.add_(padded[..., 2:]).add_(7)
     return torch.stack([left, right], dim=4).flatten(3).div_(16).floor_()
 
 
@@ -94,12 +104,12 @@ def _code_blocks(levels: Tensor, steps: Tensor) -> Tensor:
     batch, channels, rows, columns = padded.shape
     blocks = padded.view(batch, channels, rows // 8, 8, columns // 8, 8)
     # [row in the block, column in the block, all blocks], so that a pass is one product.
-    block = blocks.permute(3, 5, 0, 1, 2, 4).reshape(8, 8, -1) - 128
+    block = blocks.permute(3, 5, 0, 1, 2, 4).reshape(8, 8, -1).sub_(128)
     cosines = _cosines().to(levels)
     steps = steps.to(levels)[..., None]
     block = (4 * cosines @ block).add_(0.5 + 1e-3).floor_()
     block = _along_rows(cosines / 4, block).add_(0.5 + 2e-3).floor_()
-    kept = (block.abs() + 4 * steps).div_(8 * steps).floor_().mul_(steps)
+    kept = block.abs().add_(4 * steps).div_(8 * steps).floor_().mul_(steps)
     block = kept.copysign_(block)
     block = _along_rows(4 * cosines.T, block).add_(0.5 + 2e-3).floor_()
     block = (cosines.T / 32 @ block).add_(0.5 + 1e-3).floor_()

@@ -1,5 +1,8 @@
 """Noise: gaussian, shot, impulse and speckle."""
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from torch import Tensor
 
@@ -7,19 +10,63 @@ Draws = tuple[Tensor, ...]
 Random = torch.Generator | None
 
 
+# Fewer values than this are drawn sooner than a thread has started.
+PARALLEL = 2**19
+
+
+def normals(shape: Sequence[int], like: Tensor, generator: Random) -> Tensor:
+    """Draw standard normals on the device of a tensor, in its dtype."""
+    return _in_halves(Tensor.normal_, like.new_empty(shape), generator)
+
+
+def uniforms(shape: Sequence[int], like: Tensor, generator: Random) -> Tensor:
+    """Draw uniforms in [0, 1) on the device of a tensor, in its dtype."""
+    return _in_halves(Tensor.uniform_, like.new_empty(shape), generator)
+
+
+def integers(top: int, shape: Sequence[int], like: Tensor, generator: Random) -> Tensor:
+    """Draw whole numbers from 0 to top - 1 on the device of a tensor, int32."""
+
+    def fill(values: Tensor, generator: Random) -> Tensor:
+        return values.random_(0, top, generator=generator)
+
+    return _in_halves(fill, like.new_empty(shape, dtype=torch.int32), generator)
+
+
+def _in_halves(fill: Callable[..., Tensor], values: Tensor, generator: Random) -> Tensor:
+    """Fill values at random; many of them on the CPU, where torch draws in one thread, in two.
+
+    What is drawn depends on the generator and the size alone, not on the number of threads.
+    """
+    if values.device.type != "cpu" or values.numel() < PARALLEL:
+        return fill(values, generator=generator)
+    seeds = torch.randint(2**63 - 1, (2,), generator=generator).tolist()
+    halves = values.view(-1).tensor_split(2)
+    with ThreadPoolExecutor(2) as threads:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        list(threads.map(lambda half, own: fill(half, generator=own), halves, generators))
+    return values
+
+
 def draw_gaussian_noise(x: Tensor, sigma: float, generator: Random) -> Draws:
     """Draw a standard normal for each value of x."""
-    return (torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype),)
+    return (normals(x.shape, x, generator),)
 
 
-def gaussian_noise(x: Tensor, sigma: float, normals: Tensor) -> Tensor:
-    """Add noise of standard deviation sigma; normals has the shape of x."""
-    return torch.add(x, normals, alpha=sigma).clamp_(0, 1)
+def gaussian_noise(x: Tensor, sigma: float, noise: Tensor) -> Tensor:
+    """Add noise of standard deviation sigma; noise has the shape of x."""
+    return torch.add(x, noise, alpha=sigma).clamp_(0, 1)
 
 
 def draw_shot_noise(x: Tensor, photons: float, generator: Random) -> Draws:
     """Draw how many photons arrive for each value of x."""
-    return (torch.poisson(photons * x, generator=generator),)
+    counts = photons * x
+    return (_in_halves(_poisson, counts, generator),)
+
+
+def _poisson(means: Tensor, generator: Random) -> Tensor:
+    """Put Poisson draws in the place of their means."""
+    return means.copy_(torch.poisson(means, generator=generator))
 
 
 def shot_noise(x: Tensor, photons: float, counts: Tensor) -> Tensor:
@@ -29,13 +76,12 @@ def shot_noise(x: Tensor, photons: float, counts: Tensor) -> Tensor:
 
 def draw_impulse_noise(x: Tensor, amount: float, generator: Random) -> Draws:
     """Draw a uniform in [0, 1) for each value of x."""
-    return (torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype),)
+    return (uniforms(x.shape, x, generator),)
 
 
-def impulse_noise(x: Tensor, amount: float, uniforms: Tensor) -> Tensor:
+def impulse_noise(x: Tensor, amount: float, chances: Tensor) -> Tensor:
     """Set that share of all values, channel by channel: half of them to 1 and half to 0."""
-    changed = torch.where(uniforms < amount, (uniforms < amount / 2).to(x.dtype), x)
-    return changed
+    return torch.where(chances < amount, (chances < amount / 2).to(x.dtype), x)
 
 
 def draw_speckle_noise(x: Tensor, sigma: float, generator: Random) -> Draws:
@@ -43,6 +89,6 @@ def draw_speckle_noise(x: Tensor, sigma: float, generator: Random) -> Draws:
     return draw_gaussian_noise(x, sigma, generator)
 
 
-def speckle_noise(x: Tensor, sigma: float, normals: Tensor) -> Tensor:
+def speckle_noise(x: Tensor, sigma: float, noise: Tensor) -> Tensor:
     """Add noise of a standard deviation of sigma times the value."""
-    return torch.addcmul(x, x, normals, value=sigma).clamp_(0, 1)
+    return torch.addcmul(x, x, noise, value=sigma).clamp_(0, 1)

@@ -7,19 +7,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from testtime.shifts.corruptions.filters import gaussian_filter
-from testtime.shifts.corruptions.noise import Draws, Random
+from testtime.shifts.corruptions.noise import Draws, Random, normals
 
 WATER = (175 / 255, 238 / 255, 238 / 255)  # pale turquoise
 MUD = (63 / 255, 42 / 255, 20 / 255)
 
-# How many times weak edges grow along one another; so long a chain of them has not been seen.
-GROWTH = 64
+# How many times weak edges grow along one another;
+# in 16 images of 224 pixels 8 were enough.
+GROWTH = 32
 
 
 def draw_spatter(x: Tensor, *constants: float, generator: Random) -> Draws:
     """Draw a standard normal for each pixel."""
     batch, _, height, width = x.shape
-    return (torch.randn(batch, height, width, generator=generator, device=x.device, dtype=x.dtype),)
+    return (normals((batch, height, width), x, generator),)
 
 
 def spatter(
@@ -30,13 +31,13 @@ def spatter(
     threshold: float,
     amount: float,
     mud: int,
-    normals: Tensor,
+    noise: Tensor,
 ) -> Tensor:
     """Put drops where smoothed noise passes a threshold.
 
     Water is brightest inside the rims of the drops; mud covers, with edges blurred by amount.
     """
-    liquid = gaussian_filter((mean + deviation * normals)[:, None], sigma)
+    liquid = gaussian_filter((mean + deviation * noise)[:, None], sigma)
     liquid = torch.where(liquid < threshold, 0, liquid)
     if mud:
         cover = gaussian_filter((liquid > threshold).to(x), amount)
@@ -84,11 +85,17 @@ def canny(levels: Tensor, low: int, high: int) -> Tensor:
         (size > near(0, -1)) & (size >= near(0, 1)),
         torch.where(rise > steep, (size > near(-1, 0)) & (size >= near(1, 0)), size > diagonal),
     )
-    weak = (peak & (size > low)).to(torch.float32)
-    edges = weak * (size > high)
+    weak = peak & (size > low)
+    edges = weak & (size > high)
     for _ in range(GROWTH):
-        edges = F.max_pool2d(edges, 3, stride=1, padding=1).mul_(weak)
-    return edges > 0
+        columns = edges.clone()
+        columns[..., 1:] |= edges[..., :-1]
+        columns[..., :-1] |= edges[..., 1:]
+        edges = columns.clone()
+        edges[..., 1:, :] |= columns[..., :-1, :]
+        edges[..., :-1, :] |= columns[..., 1:, :]
+        edges &= weak
+    return edges
 
 
 def edge_distance(edges: Tensor, cap: float = 20) -> Tensor:

@@ -4,15 +4,15 @@ import torch
 from torch import Tensor
 
 from testtime.shifts.corruptions.filters import clipped_zoom, cut, motion_filter
-from testtime.shifts.corruptions.noise import Draws, Random
+from testtime.shifts.corruptions.noise import Draws, Random, normals, uniforms
 from testtime.shifts.corruptions.textures import textures_for
 
 
 def draw_snow(x: Tensor, *constants: float, generator: Random) -> Draws:
     """Draw a standard normal for each pixel, and in which direction it snows, in degrees."""
     batch, _, height, width = x.shape
-    like = {"generator": generator, "device": x.device, "dtype": x.dtype}
-    return torch.randn(batch, height, width, **like), 90 * torch.rand(batch, **like) - 135
+    flakes = normals((batch, height, width), x, generator)
+    return flakes, 90 * uniforms((batch,), x, generator) - 135
 
 
 def snow(
@@ -24,11 +24,11 @@ def snow(
     radius: float,
     sigma: float,
     weight: float,
-    normals: Tensor,
+    noise: Tensor,
     degrees: Tensor,
 ) -> Tensor:
     """Whiten the image, and add flakes with trails; the same flakes twice, once turned around."""
-    flakes = (mean + deviation * normals)[:, None]
+    flakes = (mean + deviation * noise)[:, None]
     if zoom > 1:
         flakes = clipped_zoom(flakes, zoom)
     flakes = cut(torch.where(flakes < threshold, 0, flakes).clamp_(0, 1)).div_(255)
@@ -91,29 +91,28 @@ def draw_fog(x: Tensor, amount: float, decay: float, generator: Random) -> Draws
     draws = []
     n = 1
     while n < max(x.shape[-2:]):
-        u = torch.rand(3, len(x), n, n, generator=generator, device=x.device, dtype=x.dtype)
-        draws.append(u.mul_(2).sub_(1))
+        draws.append(uniforms((3, len(x), n, n), x, generator).mul_(2).sub_(1))
         n *= 2
     return tuple(draws)
 
 
-def fog(x: Tensor, amount: float, decay: float, *uniforms: Tensor) -> Tensor:
+def fog(x: Tensor, amount: float, decay: float, *displacements: Tensor) -> Tensor:
     """Mix in a plasma map, and darken until the brightest value of the image is what it was."""
     height, width = x.shape[-2:]
-    haze = plasma(decay, *uniforms)[:, None, :height, :width]
+    haze = plasma(decay, *displacements)[:, None, :height, :width]
     brightest = x.amax(dim=(1, 2, 3), keepdim=True)
     return torch.add(x, haze, alpha=amount).mul_(brightest / (brightest + amount)).clamp_(0, 1)
 
 
-def plasma(decay: float, *uniforms: Tensor) -> Tensor:
+def plasma(decay: float, *displacements: Tensor) -> Tensor:
     """Build maps [B, S, S] that span [0, 1] from the draws of fog: diamond-square on a torus.
 
     Each level halves the step between the points known. It displaces the new ones by up to the
     square of a scale that starts at 100 and is divided by decay.
     """
-    points = torch.zeros_like(uniforms[0][0])
+    points = torch.zeros_like(displacements[0][0])
     scale = 100.0
-    for at_centres, at_rights, at_belows in uniforms:
+    for at_centres, at_rights, at_belows in displacements:
         right, below = points.roll(-1, dims=2), points.roll(-1, dims=1)
         corners = points + right + below + right.roll(-1, dims=1)
         centres = corners / 4 + scale**2 * at_centres
