@@ -145,7 +145,10 @@ def _status(key: str) -> int:
 
 def measure_memory(names: Sequence[str]) -> None:
     """Print the peak memory of each corruption, each in a process of its own."""
-    print(f"\npeak memory in sizes of the batch, the batch itself counted: {', '.join(map(str, SIZES))}")
+    print(
+        "\npeak memory in sizes of the batch, the batch itself counted, at "
+        f"{' and '.join(map(str, SIZES))} pixels"
+    )
     # Freed memory goes back at once, and small blocks are not cut from it.
     environment = os.environ | {"TESTTIME_TRIM": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     for name in names:

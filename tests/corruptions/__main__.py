@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tests.corruptions.figures import figures
+from tests.corruptions.images import FORMS, read_images
+from tests.corruptions.replay import recorded_draws
 from testtime.shifts.corruptions import CONSTANTS, Corruption, Table, apply
 from testtime.shifts.corruptions.filters import cut
 from testtime.shifts.corruptions.jpeg import jpeg_compression
 from testtime.shifts.corruptions.textures import MADE, find_textures
-from tests.corruptions.figures import figures
-from tests.corruptions.images import FORMS, read_images
-from tests.corruptions.replay import recorded_draws
 
 WITHIN, OUTSIDE, UNKNOWN = 0, 1, 2
 
@@ -100,7 +100,10 @@ def compare(
     worst = max(shares, key=shares.__getitem__)
     outside = sum(share > 1 for share in shares.values())
     if outside:
-        return OUTSIDE, f"OUTSIDE: {outside} figures, {worst} at {shares[worst]:.2f} of its tolerance"
+        return (
+            OUTSIDE,
+            f"OUTSIDE: {outside} figures, {worst} at {shares[worst]:.2f} of its tolerance",
+        )
     return WITHIN, f"within: {worst} at {shares[worst]:.2f} of its tolerance"
 
 

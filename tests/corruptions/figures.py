@@ -1,4 +1,4 @@
-"""The figures that recordings of corruptions hold, of each image: clean and corrupted, in levels."""
+"""The figures that recordings of corruptions hold, from clean and corrupted images."""
 
 import torch
 import torch.nn.functional as F

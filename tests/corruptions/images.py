@@ -13,7 +13,8 @@ from torch import Tensor
 FORMS = """\
 images: FILE.parquet (a column of encoded images), FILE.npy or FILE.npz (uint8 [n, H, W, 3]), a
 folder of images in the order of their names, each with [FIRST:LAST] behind it to take a part; or
-"sklearn", eight crops of scikit-learn's two photographs; or crops:SIDE:FILE@TOP,LEFT;FILE@TOP,LEFT...
+"sklearn", eight crops of scikit-learn's two photographs; or crops:SIDE:FILE@TOP,LEFT;FILE@... with
+the place of each crop
 """
 
 CROPS = (

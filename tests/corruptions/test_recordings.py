@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from testtime.shifts import CORRUPTIONS, corrupt
-from testtime.shifts.corruptions.filters import cut
 from tests.corruptions.__main__ import OUTSIDE, UNKNOWN, WITHIN, judge_exact, main
 from tests.corruptions.figures import figures, rings
 from tests.corruptions.images import read_images
+from testtime.shifts import CORRUPTIONS, corrupt
+from testtime.shifts.corruptions.filters import cut
 
 EXACT = Path(__file__).parents[1] / "goldens" / "corruptions_exact.npz"
 LEVELS = torch.randint(0, 256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(3)).byte()

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.corruptions.replay import recorded_draws
 from testtime.shifts import CORRUPTIONS, Corruption, corrupt
 from testtime.shifts import corruptions as suite
 from testtime.shifts.corruptions import CONSTANTS, IMAGENET_SIDE, STANDARD, draw, filters, noise
@@ -21,11 +22,12 @@ from testtime.shifts.corruptions.jpeg import jpeg_compression
 from testtime.shifts.corruptions.spatter import canny, edge_distance, equalize
 from testtime.shifts.corruptions.textures import FILES, find_textures
 from testtime.shifts.corruptions.weather import plasma
-from tests.corruptions.replay import recorded_draws
 
 SEVERITIES = (1, 2, 3, 4, 5)
 NAMES = list(CORRUPTIONS)
-RANDOM = [name for name in NAMES if draw(name, torch.zeros(1, 3, 16, 16), CONSTANTS[name]["cifar"][2])]
+RANDOM = [
+    name for name in NAMES if draw(name, torch.zeros(1, 3, 16, 16), CONSTANTS[name]["cifar"][2])
+]
 
 
 def seeded(seed=0):
@@ -310,7 +312,7 @@ def test_made_textures_hold_images_of_any_size(side):
 
 
 def test_missing_textures_are_refused(without_textures, tmp_path):
-    with pytest.raises(FileNotFoundError, match="'imgcorr' holds no frost1.png"):
+    with pytest.raises(FileNotFoundError, match=r"'imgcorr' holds no frost1\.png"):
         Corruption("frost", 1, textures="imgcorr")
     with pytest.raises(FileNotFoundError, match=r'or ask for "procedural" textures'):
         Corruption("frost", 1, textures=str(tmp_path))
@@ -373,7 +375,9 @@ def test_plasma_equals_the_recorded_map(golden):
     torch.testing.assert_close(result, recorded, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("table", "key"), [("cifar", "32_5"), ("imagenet", "224_4"), ("imagenet", "224_5")])
+@pytest.mark.parametrize(
+    ("table", "key"), [("cifar", "32_5"), ("imagenet", "224_4"), ("imagenet", "224_5")]
+)
 def test_disk_equals_the_recorded_kernel(golden, table, key):
     kernel = disk(*CONSTANTS["defocus_blur"][table][int(key[-1]) - 1])
     recorded = torch.from_numpy(golden[f"part_disk_{key}"]).double()
@@ -412,7 +416,9 @@ def test_a_filter_wider_than_the_image_reflects_again_and_again():
 @pytest.mark.parametrize("reach", [1, 2, 3, 4])
 def test_glass_equals_a_walk_over_the_pixels(reach):
     height, width = 24, 20
-    codes = noise.integers((2 * reach) ** 2, (1, height - 2 * reach, width - 2 * reach), GREY, seeded())
+    codes = noise.integers(
+        (2 * reach) ** 2, (1, height - 2 * reach, width - 2 * reach), GREY, seeded()
+    )
     walked = torch.arange(height * width).view(height, width)
     for row in range(height - reach, reach, -1):
         for column in range(width - reach, reach, -1):

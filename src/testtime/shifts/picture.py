@@ -60,8 +60,8 @@ def picture(
     font = ImageFont.load_default(size=14)
     margin = 12 + max(int(font.getlength(line)) for label, _ in rows for line in label.split("\n"))
     head, gap = 26, 4
-    size = margin + 6 * (width + gap), head + len(rows) * (height + gap)
-    page = Image.new("RGB", size, "white")
+    page_size = margin + 6 * (width + gap), head + len(rows) * (height + gap)
+    page = Image.new("RGB", page_size, "white")
     pen = ImageDraw.Draw(page)
     for column, title in enumerate(["clean", *map(str, range(1, 6))]):
         middle = margin + column * (width + gap) + width // 2
@@ -71,7 +71,8 @@ def picture(
         pen.multiline_text((6, top + height // 2), label, "black", font, anchor="lm")
         for column, one in enumerate(shown):
             levels = (255 * one).round().byte().permute(1, 2, 0).contiguous().cpu()
-            tile = Image.frombytes("RGB", levels.shape[1::-1], bytes(levels.flatten().tolist()))
+            size = (levels.shape[1], levels.shape[0])
+            tile = Image.frombytes("RGB", size, bytes(levels.flatten().tolist()))
             tile = tile.resize((width, height), Image.Resampling.NEAREST)
             page.paste(tile, (margin + column * (width + gap), top))
     return page

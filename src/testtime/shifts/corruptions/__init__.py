@@ -61,8 +61,7 @@ def _functions(prefix: str) -> dict[str, Callable[..., Any]]:
         name: function
         for name in CORRUPTIONS
         for module in _MODULES
-        if (function := vars(module).get(prefix + name))
-        and function.__module__ == module.__name__
+        if (function := vars(module).get(prefix + name)) and function.__module__ == module.__name__
     }
 
 

@@ -94,9 +94,7 @@ def _affine(x: Tensor, shifts: Tensor) -> Tensor:
         # OpenCV 3 and 4 look up to a 32nd of a pixel.
         place = (32 * place + 0.5).floor_() / 32
         grid.append(2 * place / (sizes[axis] - 1) - 1)
-    return F.grid_sample(
-        x, torch.stack(grid, dim=3), padding_mode="reflection", align_corners=True
-    )
+    return F.grid_sample(x, torch.stack(grid, dim=3), padding_mode="reflection", align_corners=True)
 
 
 def pixelate(x: Tensor, factor: float) -> Tensor:
@@ -121,7 +119,9 @@ def _shrink_rows(levels: Tensor, side: int) -> Tensor:
     total = levels.gather(3, first.expand(shape))
     # Boxes hold so many pixels, give or take one.
     for i in range(1, math.ceil(levels.shape[3] / side)):
-        more = levels.gather(3, (first + torch.minimum(counts - 1, counts.new_tensor(i))).expand(shape))
+        more = levels.gather(
+            3, (first + torch.minimum(counts - 1, counts.new_tensor(i))).expand(shape)
+        )
         total.addcmul_(more, (i < counts).to(levels))
     # A whole mean may come out a little below: thirds.
     return total.div_(counts).add_(0.5 + 1e-3).floor_()

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 LUMINANCE = (0.299, 0.587, 0.114)
 
 
@@ -57,7 +56,10 @@ def _gaussian_by_taps(x: Tensor, sigma: float, truncate: float, border: str) -> 
             sizes = [reach if d == x.ndim + dim else -1 for d in range(x.ndim)]
             before, after = x.narrow(dim, 0, 1).expand(sizes), x.narrow(dim, -1, 1).expand(sizes)
         else:
-            before, after = x.narrow(dim, 0, reach).flip(dim), x.narrow(dim, -reach, reach).flip(dim)
+            before, after = (
+                x.narrow(dim, 0, reach).flip(dim),
+                x.narrow(dim, -reach, reach).flip(dim),
+            )
         padded = torch.cat([before, x, after], dim=dim)
         x = taps[0] * padded.narrow(dim, 0, side)
         for i, tap in enumerate(taps[1:], 1):
@@ -67,7 +69,7 @@ def _gaussian_by_taps(x: Tensor, sigma: float, truncate: float, border: str) -> 
 
 @functools.lru_cache(maxsize=64)
 def _gaussian_matrix(sigma: float, side: int, truncate: float, border: str) -> Tensor:
-    """Return the filter along one side as a matrix, float64; row i holds the weights of output i."""
+    """Return the filter along one side as a matrix, float64; row i makes output i."""
     taps = _gaussian_taps(sigma, truncate)
     reach = len(taps) // 2
     pixels = torch.arange(side)[:, None] + torch.arange(-reach, reach + 1)
@@ -117,7 +119,8 @@ def correlate(x: Tensor, spectrum: Tensor, size: tuple[int, int]) -> Tensor:
     """Correlate planes with kernels whose ``rfft2`` over that size is given; ends wrap around."""
     product = torch.fft.rfft2(x, s=size)
     product *= spectrum.conj()
-    return torch.fft.irfft2(product, s=size)
+    correlated: Tensor = torch.fft.irfft2(product, s=size)
+    return correlated
 
 
 def fast_size(height: int, width: int) -> tuple[int, int]:
@@ -138,7 +141,9 @@ def clipped_zoom(x: Tensor, factor: float) -> Tensor:
     height, width = x.shape[-2:]
     inner, outer = zip(*(_zoom_sides(side, factor) for side in (height, width)), strict=True)
     crop = _centre(x, inner)
-    return _centre(F.interpolate(crop, size=outer, mode="bilinear", align_corners=True), x.shape[-2:])
+    return _centre(
+        F.interpolate(crop, size=outer, mode="bilinear", align_corners=True), x.shape[-2:]
+    )
 
 
 def _zoom_sides(side: int, factor: float) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""JPEG, there and back: baseline, halved chroma, as libjpeg's defaults compute it, without a library.
+"""JPEG, there and back: baseline with halved chroma, as libjpeg's defaults, without the library.
 
 Every step keeps the integers of libjpeg as floats, so that batches run on any device. Its cosines
 have 13 bits: a coefficient on the edge between two steps may fall to the other side here.
@@ -63,11 +63,11 @@ def _to_rgb(luma: Tensor, chroma: Tensor) -> Tensor:
 
 def _mix(planes: Tensor, weights: Sequence[int], constant: int) -> Tensor:
     """Return a weighted sum of planes, in 65536ths, rounded down to whole levels."""
-    used = [(plane, w) for plane, w in zip(planes.split(1, dim=1), weights, strict=True) if w]
-    mixed = used[0][0] * used[0][1]
-    for plane, weight in used[1:]:
-        mixed.add_(plane, alpha=weight)
-    return mixed.add_(constant).div_(65536).floor_()
+    mixed = torch.full_like(planes[:, :1], constant)
+    for channel, weight in enumerate(weights):
+        if weight:
+            mixed.add_(planes[:, channel, None], alpha=weight)
+    return mixed.div_(65536).floor_()
 
 
 def _halve(chroma: Tensor) -> Tensor:

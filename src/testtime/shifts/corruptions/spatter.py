@@ -104,7 +104,7 @@ def edge_distance(edges: Tensor, cap: float = 20) -> Tensor:
     So many steps to the side, diagonal and of a knight make the largest of four linear functions of
     the distances along and across the rows. Hence the nearest edge of each row is enough.
     """
-    height, width = edges.shape[-2:]
+    height = edges.shape[-2]
     across = torch.where(edges, 0.0, cap)
     step = 1
     while step < cap:
@@ -139,7 +139,8 @@ def equalize(levels: Tensor) -> Tensor:
 def _mean3(x: Tensor) -> Tensor:
     """Average over 3 x 3 pixels; the border reflects, the last pixel not repeated."""
     at = _neighbours(x, "reflect")
-    return sum(at(down, across) for down in (-1, 0, 1) for across in (-1, 0, 1)) / 9
+    rows = [at(down, -1) + at(down, 0) + at(down, 1) for down in (-1, 0, 1)]
+    return (rows[0] + rows[1] + rows[2]) / 9
 
 
 def _neighbours(x: Tensor, border: str) -> Callable[[int, int], Tensor]:

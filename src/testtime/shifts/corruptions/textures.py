@@ -19,8 +19,9 @@ FILES = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
 
 @dataclass(frozen=True)
 class Sheet:
-    """Textures of several sizes, one after another: levels ``[3, N]``, and for each texture where
-    it starts, its height and its width, ``[5]``.
+    """Textures of several sizes, one after another.
+
+    Levels are ``[3, N]``; of each texture there are where it starts, its height and width, ``[5]``.
     """
 
     levels: Tensor
@@ -127,10 +128,8 @@ _LOOKS = (
 )
 
 
-def _make(
-    mean: tuple[float, ...], deviation: tuple[float, ...], slope: float, seed: int
-) -> Tensor:
-    """Make a texture of ice, 450 x 600: noise whose power falls with frequency, folded to ridges."""
+def _make(mean: tuple[float, ...], deviation: tuple[float, ...], slope: float, seed: int) -> Tensor:
+    """Make a texture of ice, 450 x 600: noise stronger at low frequencies, folded to ridges."""
     generator = torch.Generator().manual_seed(seed)
     height, width = 450, 600
     frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width))
@@ -140,4 +139,5 @@ def _make(
     ice = clouds / clouds.std() - (folds / folds.std()).abs()
     ice = (ice - ice.mean()) / ice.std()
     colours = torch.tensor(mean)[:, None, None] + torch.tensor(deviation)[:, None, None] * ice
-    return (255 * colours.clamp(0, 1)).round().byte()
+    levels: Tensor = (255 * colours.clamp(0, 1)).round()
+    return levels.byte()

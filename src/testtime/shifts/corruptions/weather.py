@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from testtime.shifts.corruptions.filters import clipped_zoom, cut, motion_filter
-from testtime.shifts.corruptions.noise import Draws, Random, normals, uniforms
+from testtime.shifts.corruptions.filters import LUMINANCE, clipped_zoom, cut, motion_filter
+from testtime.shifts.corruptions.noise import Draws, Random, integers, normals, uniforms
 from testtime.shifts.corruptions.textures import textures_for
 
 
@@ -40,8 +40,8 @@ def snow(
 
 def luminance(x: Tensor) -> Tensor:
     """Return the grey image ``[B, 1, H, W]``."""
-    red, green, blue = x.split(1, dim=1)
-    return 0.299 * red + 0.587 * green + 0.114 * blue
+    red, green, blue = (weight * x[:, c, None] for c, weight in enumerate(LUMINANCE))
+    return red + green + blue
 
 
 def draw_frost(
@@ -64,9 +64,8 @@ def draw_frost(
     """
     batch, _, height, width = x.shape
     sheet = textures_for(textures, shrink, height, width, x.device)
-    like = {"generator": generator, "device": x.device}
-    which = torch.randint(len(sheet.heights), (batch,), **like)
-    top, left = torch.rand(2, batch, **like)
+    which = integers(len(sheet.heights), (batch,), x, generator)
+    top, left = uniforms((2, batch), x, generator)
     row = (top * (sheet.heights[which] - height)).long()
     column = (left * (sheet.widths[which] - width)).long()
     first = sheet.starts[which] + row * sheet.widths[which] + column
