@@ -119,9 +119,7 @@ def _shrink_rows(levels: Tensor, side: int) -> Tensor:
     total = levels.gather(3, first.expand(shape))
     # Boxes hold so many pixels, give or take one.
     for i in range(1, math.ceil(levels.shape[3] / side)):
-        more = levels.gather(
-            3, (first + torch.minimum(counts - 1, counts.new_tensor(i))).expand(shape)
-        )
+        more = levels.gather(3, (first + (counts - 1).clamp(max=i)).expand(shape))
         total.addcmul_(more, (i < counts).to(levels))
     # A whole mean may come out a little below: thirds.
     return total.div_(counts).add_(0.5 + 1e-3).floor_()
