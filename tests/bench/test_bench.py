@@ -13,6 +13,8 @@ from testtime import demo
 from testtime.bench import Data, load_data, run
 from testtime.bench.ledger import append
 from testtime.bench.run import shifted
+from testtime.shifts import Corruption
+from testtime.shifts.corruptions.textures import find_textures
 
 DIGITS = load_data("digits")
 FEW = Data("few digits", DIGITS.images[:130], DIGITS.labels[:130], DIGITS.sha256)
@@ -42,6 +44,13 @@ def test_a_row_says_how_it_was_made():
     assert kept["data_sha256"] == demo.sha256()
     assert kept["versions"]["torch"] == torch.__version__
     assert kept["configuration"]["steps"] == "1"
+    assert kept["corruption"] == Corruption("fog", 3).record(32, 32)
+    assert rows()[0].corruption == {}
+
+
+def test_a_row_says_which_textures_served():
+    (row,) = rows(shifts=["frost:3"])
+    assert row.corruption["textures"] == find_textures()
 
 
 def test_rows_repeat_and_each_starts_from_the_source():

@@ -81,7 +81,7 @@ def test_the_manifest_says_how_each_file_was_made(source, tmp_path):
         generator = torch.Generator().manual_seed(line["seed"])
         changed = corrupt(
             levels(original)[None] / 255,
-            line["type"],
+            line["corruption"],
             line["severity"],
             generator=generator,
             table=line["table"],

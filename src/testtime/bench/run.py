@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,7 @@ from testtime._suggest import suggest
 from testtime.adaptation.adapted import adapt
 from testtime.adaptation.methods import find
 from testtime.bench.data import Data
-from testtime.shifts import corrupt
-from testtime.shifts.corruptions import CONSTANTS
+from testtime.shifts import CORRUPTIONS, Corruption
 
 CLEAN = "clean"
 
@@ -26,7 +26,8 @@ class Row:
 
     Each row starts from the source model (protocol ``online``). ``error`` and the share of the most
     predicted class, ``top_class``, are from 0 to 1; ``seconds`` are wall clock and cover adapting
-    and answering alone; forwards and backwards are of images.
+    and answering alone; forwards and backwards are of images. ``corruption`` says how the images
+    were made (``Corruption.record``), frost's textures among it; of clean ones it is empty.
     """
 
     model: str
@@ -35,6 +36,7 @@ class Row:
     images: int
     shift: str
     severity: int
+    corruption: dict[str, Any]
     method: str
     configuration: dict[str, str]
     protocol: str
@@ -91,6 +93,7 @@ def run(
         )
     for shift, severity in wanted:
         images = shifted(data.images, shift, severity, seed)
+        record = {} if shift == CLEAN else Corruption(shift, severity).record(*images.shape[2:])
         for method in chosen:
             with warnings.catch_warnings():
                 # What is said goes into the row.
@@ -111,6 +114,7 @@ def run(
                 images=len(images),
                 shift=shift,
                 severity=severity,
+                corruption=record,
                 method=method.name,
                 configuration=method.configuration(),
                 protocol="online",
@@ -139,10 +143,8 @@ def shifted(images: Tensor, shift: str, severity: int, seed: int) -> Tensor:
     if shift == CLEAN:
         return images
     generator = torch.Generator(images.device).manual_seed(seed)
-    parts = [
-        corrupt(part, shift, severity, generator=generator) for part in torch.split(images, 500)
-    ]
-    return torch.cat(parts)
+    corruption = Corruption(shift, severity)
+    return torch.cat([corruption(part, generator) for part in torch.split(images, 500)])
 
 
 def parse_shift(shift: str) -> tuple[str, int]:
@@ -158,9 +160,9 @@ def parse_shift(shift: str) -> tuple[str, int]:
         raise ValueError(
             f"The shift '{shift}' has no severity from 1 to 5. Write it as fog:5, or clean."
         )
-    if name not in CONSTANTS:
+    if name not in CORRUPTIONS:
         raise ValueError(
-            f"There is no corruption '{name}' (known: {', '.join(CONSTANTS)})."
-            f"{suggest(name, CONSTANTS)}"
+            f"There is no corruption '{name}' (known: {', '.join(CORRUPTIONS)})."
+            f"{suggest(name, CORRUPTIONS)}"
         )
     return name, int(severity)

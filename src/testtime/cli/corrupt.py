@@ -10,14 +10,11 @@ import click
 def _list(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
     if not wanted or context.resilient_parsing:
         return
-    import inspect
+    from testtime.shifts.corruptions import CORRUPTIONS
 
-    from testtime.shifts import corruptions
-
-    width = max(map(len, corruptions.CONSTANTS))
-    for name in corruptions.CONSTANTS:
-        text = inspect.getdoc(getattr(corruptions, name)) or ""
-        click.echo(f"{name:<{width}}  {text.partition(chr(10))[0]}")
+    width = max(map(len, CORRUPTIONS))
+    for name, line in CORRUPTIONS.items():
+        click.echo(f"{name:<{width}}  {line}")
     context.exit()
 
 

@@ -1,6 +1,6 @@
 """Shifted data: corruptions of images, data that were read, and streams of them."""
 
-from testtime.shifts.corruptions import corrupt
+from testtime.shifts.corruptions import CORRUPTIONS, Corruption, corrupt
 from testtime.shifts.data import Data
 from testtime.shifts.decode import Decode
 from testtime.shifts.readers import (
@@ -18,7 +18,9 @@ from testtime.shifts.stream import Batch, Stream, load_stream
 from testtime.shifts.streams import continual, gradual, mixed, natural, repeating, single, slow
 
 __all__ = [
+    "CORRUPTIONS",
     "Batch",
+    "Corruption",
     "Data",
     "Decode",
     "Stream",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import testtime
-from testtime.shifts.corruptions import IMAGENET_SIDE, Table, corrupt
+from testtime.shifts.corruptions import IMAGENET_SIDE, Corruption, Table
 from testtime.shifts.data import extra_data
 from testtime.shifts.decode import Decode, image_files
 from testtime.shifts.seeds import derive, generator
@@ -134,9 +134,9 @@ def _corrupted(
     height, width = image.shape[-2:]
     for file, (name, severity) in files.items():
         own = derive(seed, path, name, severity)
-        chosen = table or ("imagenet" if min(height, width) >= IMAGENET_SIDE else "cifar")
         try:
-            changed = corrupt(image, name, severity, generator=generator(own), table=chosen)
+            corruption = Corruption(name, severity, table, cut=True)
+            changed = corruption(image, generator(own))
         except ValueError as error:
             raise _BrokenError(f"{path} cannot be corrupted: {error}") from error
         data = _encode(changed[0], Path(path).suffix.lower())
@@ -145,10 +145,8 @@ def _corrupted(
                 "file": file,
                 "source": path,
                 "source_sha256": hashlib.sha256(encoded).hexdigest(),
-                "type": name,
-                "severity": severity,
                 "seed": own,
-                "table": chosen,
+                **corruption.record(height, width),
                 "height": height,
                 "width": width,
                 "bytes": len(data),
@@ -161,8 +159,7 @@ def _corrupted(
 def _encode(image: Tensor, suffix: str) -> bytes:
     from PIL import Image
 
-    # A whole level must not fall to the one below for the rounding of float32.
-    levels = (image * 255 + 1e-4).floor().to(torch.uint8).permute(1, 2, 0).contiguous()
+    levels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
     buffer = io.BytesIO()
     Image.fromarray(levels.numpy()).save(buffer, **_SAVE[suffix])
     return buffer.getvalue()

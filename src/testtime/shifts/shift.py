@@ -12,6 +12,8 @@ from testtime.shifts.seeds import derive
 
 CLEAN = "clean"
 
+AT_ONCE = 2**25  # bytes of images that are corrupted together: more takes memory and gains nothing
+
 
 def parse_shift(shift: str) -> tuple[str, int]:
     """Return name and severity of a shift such as ``fog:5``, whoever made it.
@@ -91,20 +93,21 @@ class _Shifted:
 
     def __getitem__(self, index: list[int], /) -> Tensor:
         images = self.samples[index].to(self.device)
-        generator = torch.Generator(self.device)
         for name, severity in self.corruptions:
             # Generators on the CPU take 32 bits of a seed: counting up keeps images apart.
             first = derive(self.seed, name, severity)
+            own = [torch.Generator(self.device).manual_seed((first + i) % 2**63) for i in index]
+            some = max(AT_ONCE // images[0].nbytes, 1) if index else 1
             images = torch.cat(
                 [
                     corrupt(
-                        image[None],
+                        images[k : k + some],
                         name,
                         severity,
-                        generator=generator.manual_seed((first + i) % 2**63),
+                        generator=own[k : k + some],
                         table=self.table,
                     )
-                    for i, image in zip(index, images, strict=True)
+                    for k in range(0, len(index), some)
                 ]
             )
         return images

@@ -1,0 +1,1 @@
+"""The corruptions held to recordings of the published code."""
