@@ -1,11 +1,13 @@
 """Augmented views of images: what is drawn, apart from what is done with it.
 
 The chain of CoTTA and RoTTA (2203.13591, section 3.2): colours in a random order, a small affine
-map, a slight blur, a flip, faint noise. One draw serves a whole batch.
+map, a slight blur, a flip, faint noise. That of ROID has neither blur nor noise, and its images go
+on beyond their borders as in a mirror. One draw serves a whole batch.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,17 +29,17 @@ class Draws:
             and gamma. On the host, for it says what runs.
         factors: theirs, in that numbering ``[5]``.
         affine: degrees, pixels to the right and down, scale ``[4]``.
-        sigma: of the blur, in pixels.
         flip: left and right swapped?
-        noise: what is added ``[B, C, H, W]``.
+        sigma: of the blur, in pixels; none: there is no blur.
+        noise: what is added ``[B, C, H, W]``; none: nothing is.
     """
 
     order: list[int]
     factors: Tensor
     affine: Tensor
-    sigma: Tensor
     flip: Tensor
-    noise: Tensor
+    sigma: Tensor | None = None
+    noise: Tensor | None = None
 
 
 def require_images(images: Tensor, method: str) -> None:
@@ -46,10 +48,11 @@ def require_images(images: Tensor, method: str) -> None:
     Raises:
         ValueError: these are not floating images ``[B, 3, H, W]`` in [0, 1].
     """
-    if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+    small = images.dim() == 4 and min(images.shape[-2:]) < 4
+    if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point() or small:
         raise ValueError(
-            f"{method} augments colour images [B, 3, H, W], but the input is {describe(images)}. "
-            "Use a method without augmentations for such data."
+            f"{method} augments colour images [B, 3, H, W] of at least 4 x 4 pixels, but the input "
+            f"is {describe(images)}. Use a method without augmentations for such data."
         )
     low, high = float(images.min()), float(images.max())
     if low < -0.05 or high > 1.05:
@@ -59,8 +62,29 @@ def require_images(images: Tensor, method: str) -> None:
         )
 
 
-def draws(x: Tensor, order: list[int], generator: torch.Generator) -> Draws:
-    """Draw the other numbers of one view of images like ``x``, on its device and in float32."""
+def require_rows(logits: Tensor, method: str) -> None:
+    """Refuse dense logits: those of a view that is moved are not of the pixels of the image.
+
+    Raises:
+        ValueError: the logits are not ``[B, C]``.
+    """
+    if logits.dim() != 2:
+        raise ValueError(
+            f"{method} compares views that are moved and flipped, but the logits are dense, "
+            f"{list(logits.shape)}: their pixels do not lie one over the other. Use a method "
+            "without augmentations for such a model."
+        )
+
+
+def draws(x: Tensor, order: list[int], generator: torch.Generator, *, blur: bool = True) -> Draws:
+    """Draw the other numbers of one view of images like ``x``, on its device and in float32.
+
+    Args:
+        x: images ``[B, 3, H, W]``.
+        order: of the colour operations.
+        generator: on the device of ``x``.
+        blur: and noise, or neither.
+    """
     device = x.device
 
     def uniform(low: list[float], high: list[float]) -> Tensor:
@@ -74,23 +98,36 @@ def draws(x: Tensor, order: list[int], generator: torch.Generator) -> Draws:
     affine = uniform([-15.0, -across, -down, 0.9], [15.0, across, down, 1.1])
     affine[1:3] = affine[1:3].round()
     sigma, flip = uniform([0.001, 0.0], [0.5, 1.0])
+    if not blur:
+        return Draws(order, factors, affine, flip < 0.5)
     noise = torch.randn(x.shape, generator=generator, dtype=torch.float32, device=device)
-    return Draws(order, factors, affine, sigma, flip < 0.5, 0.005 * noise)
+    return Draws(order, factors, affine, flip < 0.5, sigma, 0.005 * noise)
 
 
-def view(x: Tensor, drawn: Draws) -> Tensor:
-    """Return one view of images ``[B, 3, H, W]`` in [0, 1]; same shape, dtype and range."""
+def view(x: Tensor, drawn: Draws, padding: Literal["replicate", "reflect"] = "replicate") -> Tensor:
+    """Return one view of images ``[B, 3, H, W]`` in [0, 1]; same shape, dtype and range.
+
+    Args:
+        x: the images.
+        drawn: the random numbers of the view.
+        padding: how the images go on beyond their borders, by half their size; then it is black.
+    """
     x = x.clamp(0, 1)
     factors = drawn.factors.to(x.dtype)
     operations = (_brightness, _contrast, _saturation, _hue, _gamma)
     for operation in drawn.order:
         x = operations[operation](x, factors[operation])
     height, width = x.shape[-2:]
-    padded = F.pad(x, (width // 2, width // 2, height // 2, height // 2), mode="replicate")
-    x = _blur(_affine(padded, drawn.affine.to(x.dtype)), drawn.sigma.to(x.dtype))
-    x = x[..., height // 2 : height // 2 + height, width // 2 : width // 2 + width]
+    padded = F.pad(x, (width // 2, width // 2, height // 2, height // 2), mode=padding)
+    # Of the padded view the middle alone is kept; the blur reaches two pixels beyond it.
+    margin = 0 if drawn.sigma is None else 2
+    x = _affine(padded, drawn.affine.to(x.dtype), (height + 2 * margin, width + 2 * margin))
+    if drawn.sigma is not None:
+        x = _blur(x, drawn.sigma.to(x.dtype))
     x = torch.where(drawn.flip, x.flip(-1), x)
-    return (x + drawn.noise.to(x.dtype)).clamp(0, 1)
+    if drawn.noise is not None:
+        x = x + drawn.noise.to(x.dtype)
+    return x.clamp(0, 1)
 
 
 def many(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -148,17 +185,18 @@ def _hue(x: Tensor, f: Tensor) -> Tensor:
     return torch.stack(turned, 1).to(x.dtype)
 
 
-def _affine(x: Tensor, affine: Tensor) -> Tensor:
+def _affine(x: Tensor, affine: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the middle of the images, turned, moved and scaled, of this height and width."""
     angle, right, down, scale = affine.unbind()
     angle = angle * (math.pi / 180)
     cos, sin = angle.cos() / scale, angle.sin() / scale
     height, width = x.shape[-2:]
-    # grid_sample counts in half sizes from the centre.
     v, u = torch.meshgrid(
-        torch.arange(height, dtype=x.dtype, device=x.device) - (height - 1) / 2 - down,
-        torch.arange(width, dtype=x.dtype, device=x.device) - (width - 1) / 2 - right,
+        torch.arange(size[0], dtype=x.dtype, device=x.device) - (size[0] - 1) / 2 - down,
+        torch.arange(size[1], dtype=x.dtype, device=x.device) - (size[1] - 1) / 2 - right,
         indexing="ij",
     )
+    # grid_sample counts in half sizes.
     grid = torch.stack([(cos * u + sin * v) * 2 / width, (cos * v - sin * u) * 2 / height], -1)
     return F.grid_sample(
         x, grid.expand(x.shape[0], -1, -1, -1), mode="bilinear", align_corners=False
@@ -166,9 +204,9 @@ def _affine(x: Tensor, affine: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor, sigma: Tensor) -> Tensor:
+    """Return the images blurred by a kernel of 5 x 5, without their outermost two pixels."""
     taps = torch.arange(-2, 3, dtype=x.dtype, device=x.device)
     kernel = (-taps.square() / (2 * sigma.square())).exp()
     kernel = kernel / kernel.sum()
     channels = x.shape[1]
-    plane = (kernel[:, None] * kernel).expand(channels, 1, 5, 5)
-    return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), plane, groups=channels)
+    return F.conv2d(x, (kernel[:, None] * kernel).expand(channels, 1, 5, 5), groups=channels)

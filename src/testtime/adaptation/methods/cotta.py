@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from testtime.adaptation import select, views
 from testtime.adaptation.batchnorm import use_batch_statistics
 from testtime.adaptation.core import Draw, Method, Net, Objective, Settled
+from testtime.adaptation.objectives import cross_entropy
 from testtime.adaptation.optim import SGD, Adam, Tensors
 
 
@@ -106,9 +107,10 @@ class CoTTA(Method):
         else:
             target = teacher(x)
         logits = student(x)
-        loss = _cross_entropy(target, logits)
+        views.require_rows(logits, type(self).__name__)
+        loss = cross_entropy(target, logits)
         if self.loss_form == "symmetric":
-            loss = (loss + _cross_entropy(logits, target)) / 2
+            loss = (loss + cross_entropy(logits, target)) / 2
         return Objective(loss=loss.mean(), logits=target, notes={"confidence": confidence})
 
     def settle(self, net: Net, memory: Tensors, draw: Draw) -> Settled:
@@ -131,7 +133,3 @@ class CoTTA(Method):
             weight.shape, generator=generator, dtype=torch.float32, device=weight.device
         )
         return uniform < self.restored
-
-
-def _cross_entropy(target: Tensor, logits: Tensor) -> Tensor:
-    return -(target.softmax(1) * logits.log_softmax(1)).sum(1)
