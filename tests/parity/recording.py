@@ -61,6 +61,11 @@ class Recording:
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
+    def replace(self, name: str, value: Tensor) -> None:
+        """Put a recorded tensor in the form that the library takes; it counts as unread."""
+        self._tensors[name] = value
+        self._unread.add(name)
+
     def under(self, prefix: str) -> list[str]:
         """Return the names below a path such as ``state/3``, without that path."""
         return [k[len(prefix) + 1 :] for k in self._tensors if k.startswith(f"{prefix}/")]

@@ -56,6 +56,10 @@ class Adapter:
         """Return the method's own state after a step, by recorded names; what it lacks is none."""
         return {}
 
+    def outputs(self, adapted: Adapted) -> Mapping[str, Tensor | None]:
+        """Return what came out of a step beside its logits, such as the loss, by recorded names."""
+        return {}
+
     def facts(self, adapted: Adapted, config: Config) -> dict[str, bool]:
         """Return whether what the config says beside numbers is so, by name."""
         names = list(adapted.learner.state.weights)
@@ -90,6 +94,9 @@ class Adapter:
             logits = adapted(recording[f"in/{step}/x"])
             comparison.check(f"out/{step}/logits", logits)
             _check_state(comparison, recording, step, adapted)
+            for name, output in self.outputs(adapted).items():
+                if (path := f"out/{step}/{name}") in recording:
+                    comparison.check(path, output)
             for name, extra in self.extras(adapted).items():
                 path = f"extra/{step}/{name}"
                 if path in recording:
