@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     # For type checkers and editors, which do not run `__getattr__`: the same names as in `_public`.
     __version__: str
     from testtime.adaptation.adapted import Adapted as Adapted
-    from testtime.adaptation.adapted import Report as Report
     from testtime.adaptation.adapted import adapt as adapt
     from testtime.adaptation.contract import LAWS as LAWS
     from testtime.adaptation.contract import LawBroken as LawBroken
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from testtime.adaptation.optim import SGD as SGD
     from testtime.adaptation.optim import Adam as Adam
     from testtime.adaptation.optim import AdamW as AdamW
+    from testtime.adaptation.report import Report as Report
     from testtime.adaptation.state import State as State
 
 # Each public name and the module that defines it. Methods and submodules find themselves.
@@ -45,7 +45,7 @@ _public: dict[str, str] = {
     "Net": "testtime.adaptation.core",
     "Objective": "testtime.adaptation.core",
     "OpinionEntropy": "testtime.adaptation.objectives",
-    "Report": "testtime.adaptation.adapted",
+    "Report": "testtime.adaptation.report",
     "SGD": "testtime.adaptation.optim",
     "Settled": "testtime.adaptation.core",
     "State": "testtime.adaptation.state",

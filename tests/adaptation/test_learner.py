@@ -286,3 +286,28 @@ def test_a_saved_file_is_as_readable_as_others(tmp_path):
     assert os.stat(path).st_mode == os.stat(tmp_path / "other").st_mode
     with pytest.raises(OSError, match="no regular file"):
         adapted.save(os.devnull)
+
+
+def test_source_statistics_are_saved_to_a_file_and_begin_another(tmp_path):
+    model, batches = tiny("groupnorm")
+    file = tmp_path / "source.safetensors"
+    with pytest.raises(ValueError, match="Tent has computed nothing from source data"):
+        tt.adapt(model, tt.Tent()).save_source(file)
+    assert not file.exists()
+    made = tt.adapt(model, Informed(), source=batches)
+    made.save_source(file)
+    read = tt.adapt(model, Informed(steps=2), source=file)
+    assert not read.report().said  # steps do not matter to them
+    for name, constant in made.learner.constants.items():
+        assert torch.equal(constant, read.learner.constants[name])
+    with pytest.warns(UserWarning, match="computed with other settings: train was False"):
+        tt.adapt(model, Informed(train=True), source=str(file))
+    with pytest.raises(ValueError, match="belongs to another model"):
+        tt.adapt(tiny("layernorm")[0], Informed(), source=file)
+    with pytest.raises(ValueError, match="statistics of informed, but the method is tent"):
+        tt.adapt(model, tt.Tent(), source=file)
+    made.save(tmp_path / "state")
+    with pytest.raises(ValueError, match="holds no statistics of source data"):
+        tt.adapt(model, Informed(), source=tmp_path / "state")
+    with pytest.raises(FileNotFoundError):
+        tt.adapt(model, Informed(), source=tmp_path / "absent")
