@@ -28,6 +28,10 @@ class ROID(Adapter):
             batch_size=config.get("batch_size"),
         )
 
+    def options(self, recording: Recording) -> dict[str, int]:
+        """Return the window of single images."""
+        return {"window": recording.config.get("window_length", None) or 0}
+
     def drawn(self, name: str, inner: int, steps: int) -> str:
         """Return the one name there is."""
         return "aug"
@@ -36,14 +40,16 @@ class ROID(Adapter):
         """Return the notes, the running mean, and the optimiser's state."""
         notes, state = adapted.notes, adapted.learner.state
         return {
-            **{theirs: notes[ours][-1] for theirs, ours in _NOTES.items()},
+            **{theirs: notes[ours][-1] for theirs, ours in _NOTES.items() if ours in notes},
+            "pointer": torch.tensor(state.seen % (adapted.window or 1)),
+            "updated": torch.tensor(state.seen % (adapted.window or 1) == 0),
             "class_probs_ema": state.memory["mean"],
             **slots(state, "opt/{}/{}"),
         }
 
     def outputs(self, adapted: Adapted) -> dict[str, Tensor | None]:
         """Return the loss."""
-        return {"loss": adapted.notes["loss"][-1]}
+        return {"loss": loss[-1] for loss in [adapted.notes.get("loss")] if loss}
 
     def facts(self, adapted: Adapted, config: Config) -> dict[str, bool]:
         """Return whether the same parameters adapt."""
@@ -53,7 +59,6 @@ class ROID(Adapter):
     def replay(self, recording: Recording) -> Comparison:
         """Replay a recording, which has views of the images with weight alone."""
         recording.config.get("num_classes")  # shows in the shape of the logits
-        recording.config.get("window_length")
         for step in recording.steps():
             path = f"draw/{step}/aug"
             if path in recording:  # as the library has them: rows for all images

@@ -44,8 +44,9 @@ class ROID(NormMethod):
     Changed from the official code: every kind of norm layer adapts, every BatchNorm by the batch's
     statistics, the loss is divided by the images there are; the consistency also works without
     weights. Preset ``official``: BatchNorm1d keeps running statistics beside, which move unused,
-    InstanceNorm and BatchNorm3d stay, batches count as 200 images, and a window of single images
-    outlives a reset (let ``batch_size`` be 1 with one). ``imagenet``: its rate, batches of 64.
+    and serve where an image comes alone; InstanceNorm and BatchNorm3d stay; batches count as 200
+    images; the window of ``adapt(window=W)`` outlives a reset (there, that code has ``batch_size``
+    1). ``imagenet``: its rate, batches of 64.
 
     Args:
         temperature: of the weights.
@@ -112,7 +113,8 @@ class ROID(NormMethod):
 
     def loss(self, net: Net, x: Tensor, memory: Tensors, draw: Draw) -> Objective:
         """Return the weighted loss, the logits by their prior, and the mean moved towards them."""
-        logits = self.predict(net, x, memory)
+        network = self.answering(net, memory)
+        logits = network(x)
         views.require_rows(logits, type(self).__name__)
         mean, probs = memory["mean"], logits.detach().softmax(1).to(memory["mean"].dtype)
         keep, weights = self._weights(mean, probs, entropy(logits.detach()))
@@ -122,7 +124,7 @@ class ROID(NormMethod):
             view = draw("views", partial(self._view, net, x))
             # Batch statistics see who is there, so those without weight must not be.
             kept = keep.nonzero().squeeze(1) if net.couples else slice(None)
-            other, own = self.predict(net, view[kept], memory), logits[kept]
+            other, own = network(view[kept]), logits[kept]
             gaps = cross_entropy(own, other) + cross_entropy(other, own)
             loss = loss + (weights[kept] * gaps).sum() / 2
 
@@ -144,6 +146,10 @@ class ROID(NormMethod):
     def answering(self, net: Net, memory: Tensors) -> Net:
         """Return the network in the modes that it adapts in."""
         return net.train() if self.train else net.train(batch_norms(net.module, self.moving))
+
+    def predict(self, net: Net, x: Tensor, memory: Tensors) -> Tensor:
+        """Return the logits; for one row, which has no statistics, with moving ones."""
+        return net(x) if self.moving and len(x) == 1 else super().predict(net, x, memory)
 
     def _weights(self, mean: Tensor, probs: Tensor, entropies: Tensor) -> tuple[Tensor, Tensor]:
         """Return which images have weight, and the weights ``[B]``."""
