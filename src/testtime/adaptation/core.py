@@ -311,6 +311,11 @@ class Method:
         return "before"
 
     @property
+    def episodic(self) -> Literal[False, "batch", "sample"]:
+        """Whether it starts from the source at every batch or sample, unless told otherwise."""
+        return False
+
+    @property
     def needs_source(self) -> bool:
         """Whether ``prepare`` needs source data."""
         return False
