@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from testtime.adaptation.doctor import doctor as doctor
     from testtime.adaptation.learner import Learner as Learner
     from testtime.adaptation.methods.bn import BNAdapt as BNAdapt
+    from testtime.adaptation.methods.memo import MEMO as MEMO
     from testtime.adaptation.methods.roid import ROID as ROID
     from testtime.adaptation.methods.source import Source as Source
     from testtime.adaptation.methods.tent import Tent as Tent

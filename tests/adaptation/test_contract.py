@@ -17,8 +17,8 @@ from testtime.adaptation.optim import SGD
 from testtime.models.tiny import KINDS, tiny
 
 LAW = {law.number: law for law in tt.LAWS}
-# As it comes, CoTTA looks at 32 views of each image, which shows nothing that two do not.
-CHEAPER = {"cotta": tt.CoTTA(views=2)}
+# As they come, these look at 32 views of each image, which show nothing that two do not.
+CHEAPER = {"cotta": tt.CoTTA(views=2), "memo": tt.MEMO(views=2)}
 
 
 @pytest.mark.parametrize("kind", KINDS)

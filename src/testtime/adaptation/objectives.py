@@ -1,7 +1,9 @@
 """Objectives: pure functions of logits, classes along dimension 1."""
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -79,6 +81,24 @@ def likelihood_ratio(logits: Tensor) -> Tensor:
     _require_classes(logits)
     probs = logits.softmax(1).clamp(max=0.99)
     return -(probs * (probs / (1 - probs) + 1e-5).log()).sum(1)
+
+
+def marginal_entropy(logits: Tensor) -> Tensor:
+    """Return the entropy of the mean prediction over views of each image, in nats.
+
+    Args:
+        logits: ``[V, B, C]``, for ``V`` views of each image.
+
+    Returns:
+        ``[B]``. MEMO, arXiv 2110.09506, equation 2.
+
+    Raises:
+        ValueError: there is one class alone, whose entropy is always zero.
+    """
+    _require_classes(logits[0])
+    marginal = logits.log_softmax(-1).logsumexp(0) - math.log(logits.shape[0])
+    marginal = marginal.clamp(min=torch.finfo(logits.dtype).min)  # 0 * inf is not a number
+    return -(marginal.exp() * marginal).sum(-1)
 
 
 def mean_where(values: Tensor, where: Tensor) -> Tensor:

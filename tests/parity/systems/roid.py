@@ -49,7 +49,7 @@ class ROID(Adapter):
 
     def outputs(self, adapted: Adapted) -> dict[str, Tensor | None]:
         """Return the loss."""
-        return {"loss": loss[-1] for loss in [adapted.notes.get("loss")] if loss}
+        return {"loss": adapted.notes["loss"][-1]} if "loss" in adapted.notes else {}
 
     def facts(self, adapted: Adapted, config: Config) -> dict[str, bool]:
         """Return whether the same parameters adapt."""

@@ -1,4 +1,4 @@
-"""Augmented views of images: what is drawn, apart from what is done with it.
+"""Colours in a random order and small moves, the views of CoTTA, RoTTA and ROID.
 
 The chain of CoTTA and RoTTA (2203.13591, section 3.2): colours in a random order, a small affine
 map, a slight blur, a flip, faint noise. That of ROID has neither blur nor noise, and its images go
