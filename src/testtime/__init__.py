@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from testtime.adaptation.methods.bn import BNAdapt as BNAdapt
     from testtime.adaptation.methods.memo import MEMO as MEMO
     from testtime.adaptation.methods.roid import ROID as ROID
+    from testtime.adaptation.methods.rotta import RoTTA as RoTTA
     from testtime.adaptation.methods.source import Source as Source
     from testtime.adaptation.methods.tent import Tent as Tent
     from testtime.adaptation.objectives import OpinionEntropy as OpinionEntropy

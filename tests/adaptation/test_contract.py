@@ -18,7 +18,12 @@ from testtime.models.tiny import KINDS, tiny
 
 LAW = {law.number: law for law in tt.LAWS}
 # As they come, these look at 32 views of each image, which show nothing that two do not.
-CHEAPER = {"cotta": tt.CoTTA(views=2), "memo": tt.MEMO(views=2)}
+# RoTTA learns after as many images as its bank holds, which are more than there are.
+CHEAPER = {
+    "cotta": tt.CoTTA(views=2),
+    "memo": tt.MEMO(views=2),
+    "rotta": tt.RoTTA(capacity=5, every=4),
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
