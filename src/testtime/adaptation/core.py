@@ -135,6 +135,20 @@ class Net:
             learner.outputs.append((output, logits))
         return logits
 
+    def together(self, views: Tensor, at_once: int) -> Tensor:
+        """Return the logits ``[V, B, C]`` of views ``[V, B, ...]`` of the batch.
+
+        So many at once as are given, where a row's answer depends neither on the rows beside it nor
+        on other arguments with a row each; otherwise one view after another.
+        """
+        call = self._learner.call
+        alone = self.couples or (call is not None and bool(call.companions()))
+        answers = []
+        for some in torch.split(views, 1 if alone else at_once):
+            logits = self(some.flatten(0, 1))
+            answers.append(logits.view(*some.shape[:2], *logits.shape[1:]))
+        return torch.cat(answers)
+
     def images(self, x: Tensor) -> Tensor:
         """Return the images in [0, 1] that gave ``x``, for augmentations; ``inputs`` goes back.
 

@@ -102,8 +102,7 @@ class CoTTA(Method):
             def augmented(generator: torch.Generator) -> Tensor:
                 return net.inputs(views.many(net.images(x), self.views, generator))
 
-            answers = [teacher(view) for view in draw("views", augmented)]
-            target = torch.stack(answers).mean(0)
+            target = teacher.together(draw("views", augmented), views.at_once(x)).mean(0)
         else:
             target = teacher(x)
         logits = student(x)

@@ -162,9 +162,9 @@ class ROID(NormMethod):
 
     def _view(self, net: Net, x: Tensor, generator: torch.Generator) -> Tensor:
         images = net.images(x)
-        order = torch.randperm(5, generator=generator, device=x.device).tolist()
-        drawn = views.draws(images, order, generator, blur=False)
-        return net.inputs(views.view(images, drawn, padding="reflect"))
+        orders = views.draw_orders(images, 1, generator)
+        drawn = views.draws(images, orders, generator, blur=False)
+        return net.inputs(views.views(images, drawn, padding="reflect")[0])
 
 
 def _scaled(values: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 The chain of CoTTA and RoTTA (2203.13591, section 3.2): colours in a random order, a small affine
 map, a slight blur, a flip, faint noise. That of ROID has neither blur nor noise, and its images go
-on beyond their borders as in a mirror. One draw serves a whole batch.
+on beyond their borders as in a mirror. One draw serves a whole batch; views are made together.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -22,23 +23,23 @@ _HIGH = (1.4, 1.3, 1.5, 0.06, 1.3)
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of one view.
+    """The random numbers of ``V`` views.
 
     Args:
-        order: in which the colour operations run: 0 to 4 are brightness, contrast, saturation, hue
-            and gamma. On the host, for it says what runs.
-        factors: theirs, in that numbering ``[5]``.
-        affine: degrees, pixels to the right and down, scale ``[4]``.
-        flip: left and right swapped?
-        sigma: of the blur, in pixels; none: there is no blur.
-        noise: what is added ``[B, C, H, W]``; none: nothing is.
+        orders: in which the colour operations run, for each view: 0 to 4 are brightness, contrast,
+            saturation, hue and gamma. On the host, for it says what runs.
+        factors: theirs, in that numbering ``[V, 5]``.
+        affine: degrees, pixels to the right and down, scale ``[V, 4]``.
+        flips: left and right swapped? ``[V]``.
+        sigmas: of the blur, in pixels ``[V]``; none: there is no blur.
+        noise: what is added ``[V, B, C, H, W]``; none: nothing is.
     """
 
-    order: list[int]
+    orders: list[list[int]]
     factors: Tensor
     affine: Tensor
-    flip: Tensor
-    sigma: Tensor | None = None
+    flips: Tensor
+    sigmas: Tensor | None = None
     noise: Tensor | None = None
 
 
@@ -76,55 +77,66 @@ def require_rows(logits: Tensor, method: str) -> None:
         )
 
 
-def draws(x: Tensor, order: list[int], generator: torch.Generator, *, blur: bool = True) -> Draws:
-    """Draw the other numbers of one view of images like ``x``, on its device and in float32.
+def draw_orders(x: Tensor, count: int, generator: torch.Generator) -> list[list[int]]:
+    """Draw in which order the colours of so many views change; one look from the host."""
+    shares = torch.rand((count, 5), generator=generator, device=x.device)
+    orders: list[list[int]] = shares.argsort(1).tolist()
+    return orders
+
+
+def draws(
+    x: Tensor, orders: list[list[int]], generator: torch.Generator, *, blur: bool = True
+) -> Draws:
+    """Draw the other numbers of views of images like ``x``, on its device and in float32.
 
     Args:
         x: images ``[B, 3, H, W]``.
-        order: of the colour operations.
+        orders: of the colour operations, for each view.
         generator: on the device of ``x``.
         blur: and noise, or neither.
     """
-    device = x.device
+    device, count = x.device, len(orders)
 
     def uniform(low: list[float], high: list[float]) -> Tensor:
         bounds = torch.tensor([low, high], dtype=torch.float32, device=device)
-        share = torch.rand(len(low), generator=generator, dtype=torch.float32, device=device)
+        shape = (count, len(low))
+        share = torch.rand(shape, generator=generator, dtype=torch.float32, device=device)
         return bounds[0] + (bounds[1] - bounds[0]) * share
 
     factors = uniform(list(_LOW), list(_HIGH))
     # Up to 1/16 of the padded size, which is twice the image's.
     across, down = (2 * size / 16 for size in (x.shape[-1], x.shape[-2]))
     affine = uniform([-15.0, -across, -down, 0.9], [15.0, across, down, 1.1])
-    affine[1:3] = affine[1:3].round()
-    sigma, flip = uniform([0.001, 0.0], [0.5, 1.0])
+    affine[:, 1:3] = affine[:, 1:3].round()
+    sigmas, flips = uniform([0.001, 0.0], [0.5, 1.0]).unbind(1)
     if not blur:
-        return Draws(order, factors, affine, flip < 0.5)
-    noise = torch.randn(x.shape, generator=generator, dtype=torch.float32, device=device)
-    return Draws(order, factors, affine, flip < 0.5, sigma, 0.005 * noise)
+        return Draws(orders, factors, affine, flips < 0.5)
+    shape = (count, *x.shape)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=device)
+    return Draws(orders, factors, affine, flips < 0.5, sigmas, 0.005 * noise)
 
 
-def view(x: Tensor, drawn: Draws, padding: Literal["replicate", "reflect"] = "replicate") -> Tensor:
-    """Return one view of images ``[B, 3, H, W]`` in [0, 1]; same shape, dtype and range.
+def views(
+    x: Tensor, drawn: Draws, padding: Literal["replicate", "reflect"] = "replicate"
+) -> Tensor:
+    """Return views ``[V, B, 3, H, W]`` of images ``[B, 3, H, W]`` in [0, 1]; their dtype and range.
 
     Args:
         x: the images.
-        drawn: the random numbers of the view.
+        drawn: the random numbers of the views.
         padding: how the images go on beyond their borders, by half their size; then it is black.
     """
-    x = x.clamp(0, 1)
-    factors = drawn.factors.to(x.dtype)
-    operations = (_brightness, _contrast, _saturation, _hue, _gamma)
-    for operation in drawn.order:
-        x = operations[operation](x, factors[operation])
     height, width = x.shape[-2:]
-    padded = F.pad(x, (width // 2, width // 2, height // 2, height // 2), mode=padding)
+    x = _colours(x.clamp(0, 1), drawn)
+    border = (width // 2, width // 2, height // 2, height // 2)
+    padded = F.pad(x.flatten(1, 2), border, mode=padding)
     # Of the padded view the middle alone is kept; the blur reaches two pixels beyond it.
-    margin = 0 if drawn.sigma is None else 2
-    x = _affine(padded, drawn.affine.to(x.dtype), (height + 2 * margin, width + 2 * margin))
-    if drawn.sigma is not None:
-        x = _blur(x, drawn.sigma.to(x.dtype))
-    x = torch.where(drawn.flip, x.flip(-1), x)
+    margin = 0 if drawn.sigmas is None else 2
+    moved = _affine(padded, drawn.affine.to(x.dtype), (height + 2 * margin, width + 2 * margin))
+    if drawn.sigmas is not None:
+        moved = _blur(moved, drawn.sigmas.to(x.dtype))
+    x = moved.view(x.shape)
+    x = torch.where(_wide(drawn.flips, x), x.flip(-1), x)
     if drawn.noise is not None:
         x = x + drawn.noise.to(x.dtype)
     return x.clamp(0, 1)
@@ -132,14 +144,36 @@ def view(x: Tensor, drawn: Draws, padding: Literal["replicate", "reflect"] = "re
 
 def many(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Return ``[count, B, 3, H, W]``: so many views, each with a draw for the whole batch."""
-    shares = torch.rand(count, 5, generator=generator, device=x.device)
-    orders = shares.argsort(1).tolist()  # one look from the host for all views
-    return torch.stack([view(x, draws(x, order, generator)) for order in orders])
+    orders, piece = draw_orders(x, count, generator), at_once(x)
+    parts = [orders[first : first + piece] for first in range(0, count, piece)]
+    return torch.cat([views(x, draws(x, part, generator)) for part in parts])
+
+
+def at_once(x: Tensor) -> int:
+    """Return how many views of a batch are handled together: of 4 million values, or one."""
+    return max(1, 2**22 // x.numel())
+
+
+def _wide(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (x.dim() - 1))
+
+
+def _colours(x: Tensor, drawn: Draws) -> Tensor:
+    """Return ``[V, B, 3, H, W]``: images after their colour operations, view by view in order."""
+    factors = drawn.factors.to(x.dtype)
+    x = x.repeat(len(drawn.orders), 1, 1, 1, 1)
+    operations = (_brightness, _contrast, _saturation, _hue, _gamma)
+    for place in range(len(operations)):
+        for number, operation in enumerate(operations):
+            those = [k for k, order in enumerate(drawn.orders) if order[place] == number]
+            if those:
+                x[those] = operation(x[those], _wide(factors[those, number], x))
+    return x
 
 
 def _gray(x: Tensor) -> Tensor:
-    red, green, blue = x.unbind(1)
-    return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
+    red, green, blue = x.unbind(-3)
+    return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(-3)
 
 
 def _blend(x: Tensor, other: Tensor, f: Tensor) -> Tensor:
@@ -164,15 +198,15 @@ def _gamma(x: Tensor, f: Tensor) -> Tensor:
 
 def _hue(x: Tensor, f: Tensor) -> Tensor:
     """Turn the hue by ``f`` turns, in float32 whatever the images are, as torchvision does."""
-    red, green, blue = x.float().unbind(1)
-    high, low = x.float().amax(1), x.float().amin(1)
+    red, green, blue = x.float().unbind(-3)
+    high, low = x.float().amax(-3), x.float().amin(-3)
     gray = high == low
     span = high - low
     saturation = span / torch.where(gray, 1, high)
     divisor = torch.where(gray, 1, span)
     r, g, b = ((high - c) / divisor for c in (red, green, blue))
     hue = torch.where(high == red, b - g, torch.where(high == green, 2 + r - b, 4 + g - r))
-    hue = ((hue / 6 + 1).fmod(1) + f.float()).remainder(1)
+    hue = ((hue / 6 + 1).fmod(1) + f.float().squeeze(-3)).remainder(1)
     sector = (6 * hue).floor()
     rest = 6 * hue - sector
     v = high
@@ -182,31 +216,34 @@ def _hue(x: Tensor, f: Tensor) -> Tensor:
     sector = sector.long() % 6
     rows = ((v, q, p, p, w, v), (w, v, v, q, p, p), (p, p, w, v, v, q))
     turned = [torch.stack(row).gather(0, sector.unsqueeze(0)).squeeze(0) for row in rows]
-    return torch.stack(turned, 1).to(x.dtype)
+    return torch.stack(turned, -3).to(x.dtype)
 
 
 def _affine(x: Tensor, affine: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the middle of the images, turned, moved and scaled, of this height and width."""
-    angle, right, down, scale = affine.unbind()
+    """Return the middle of images ``[V, B * C, H, W]``, turned, moved and scaled, of this size."""
+    angle, right, down, scale = (t.view(-1, 1, 1) for t in affine.unbind(1))
     angle = angle * (math.pi / 180)
     cos, sin = angle.cos() / scale, angle.sin() / scale
     height, width = x.shape[-2:]
-    v, u = torch.meshgrid(
-        torch.arange(size[0], dtype=x.dtype, device=x.device) - (size[0] - 1) / 2 - down,
-        torch.arange(size[1], dtype=x.dtype, device=x.device) - (size[1] - 1) / 2 - right,
-        indexing="ij",
+    v, u = (
+        torch.arange(length, dtype=x.dtype, device=x.device) - (length - 1) / 2 for length in size
     )
+    v, u = v.view(-1, 1) - down, u - right
     # grid_sample counts in half sizes.
     grid = torch.stack([(cos * u + sin * v) * 2 / width, (cos * v - sin * u) * 2 / height], -1)
-    return F.grid_sample(
-        x, grid.expand(x.shape[0], -1, -1, -1), mode="bilinear", align_corners=False
-    )
+    return F.grid_sample(x, grid, mode="bilinear", align_corners=False)
 
 
-def _blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Return the images blurred by a kernel of 5 x 5, without their outermost two pixels."""
+def _blur(x: Tensor, sigmas: Tensor) -> Tensor:
+    """Return images ``[V, B * C, H, W]`` blurred by 5 x 5, without their outermost two pixels."""
     taps = torch.arange(-2, 3, dtype=x.dtype, device=x.device)
-    kernel = (-taps.square() / (2 * sigma.square())).exp()
-    kernel = kernel / kernel.sum()
-    channels = x.shape[1]
-    return F.conv2d(x, (kernel[:, None] * kernel).expand(channels, 1, 5, 5), groups=channels)
+    kernels = (-taps.square() / (2 * sigmas.square().unsqueeze(1))).exp()
+    kernels = kernels / kernels.sum(1, keepdim=True)
+    height, width = x.shape[-2] - 4, x.shape[-1] - 4
+    weights = [_wide(kernels[:, k], x) for k in range(5)]
+    x = _sum([weights[k] * x[..., k : k + height, :] for k in range(5)])
+    return _sum([weights[k] * x[..., k : k + width] for k in range(5)])
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, parts)
