@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 
 import torch
-import torchvision.transforms.functional as V  # noqa: N812
+import torchvision.transforms.functional as V
 from torch import Tensor, nn
 
 import testtime as tt

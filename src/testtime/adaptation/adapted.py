@@ -355,7 +355,7 @@ class Adapted(nn.Module):
         if self._many == "auto":
             small = all(w.dim() <= 1 for w in learner.state.weights.values())
             self._many = "vmap" if small or learner.device.type != "cpu" else "loop"
-            if self._many == "loop":
+            if self._many == "loop" and not self.method.episodic:  # else nobody chose anything
                 learner.say(
                     "Samples are adapted one after another: with whole weight matrices changing, "
                     "many at once are slower on a CPU. many='vmap' forces it."
