@@ -61,6 +61,8 @@ class MEMO(Method):
     layers: tuple[type[nn.Module], ...] = select.BATCH_NORMS
 
     adapts = "all weights and biases"
+    needs = "colour images"
+    tested = "single images of corruptions and natural shifts, each from the start"
     answers = "after"
     episodic = "sample"
     presets = {  # noqa: RUF012

@@ -69,6 +69,8 @@ class ROID(NormMethod):
     batch_size: int | None = None
     moving: tuple[type[nn.Module], ...] = ()
 
+    needs = "colour images"
+    tested = "shifts one after another or mixed, in any order of classes; batches, single images"
     presets = {  # noqa: RUF012
         "official": {
             "layers": (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm),

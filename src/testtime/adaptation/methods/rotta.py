@@ -71,6 +71,8 @@ class RoTTA(Method):
     train: bool = False
 
     adapts = "the scales, shifts and statistics of BatchNorm layers"
+    needs = "BatchNorm layers, colour images"
+    tested = "one corruption after another without a reset, labels correlated in time"
     looks = 2  # at classes and entropies; in which order do the colours change?
     presets = {  # noqa: RUF012
         "official": {"layers": (nn.BatchNorm1d, nn.BatchNorm2d), "train": True}
