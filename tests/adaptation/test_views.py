@@ -68,3 +68,18 @@ def test_views_made_together_are_those_made_alone():
         numbers = (drawn.factors, drawn.affine, drawn.flips, drawn.sigmas, drawn.noise)
         alone = views.Draws([drawn.orders[k]], *(t[k : k + 1] for t in numbers))
         torch.testing.assert_close(view(x, alone), together[k], rtol=1e-12, atol=1e-12)
+
+
+def test_places_of_pixels_are_exact_in_half_precision():
+    x = torch.rand(1, 3, 64, 64)
+    moved = still(affine=torch.tensor([10.0, 7.0, 5.0, 1.05]))
+    half = view(x.bfloat16(), moved)
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - view(x.bfloat16().float(), moved)).abs().max() < 1 / 128
+    drawn = views.draw_mixtures(x, 8, "padded", torch.Generator().manual_seed(0))
+    for some, others in zip(
+        views.mixture_chains(x.bfloat16(), drawn),
+        views.mixture_chains(x.bfloat16().float(), drawn),
+        strict=True,
+    ):
+        assert (some.float() - others).abs().max() < 1 / 128

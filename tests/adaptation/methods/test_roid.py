@@ -75,6 +75,20 @@ def test_what_it_cannot_work_on(images, said):
     assert adapted.snapshot().memory.keys() == before.memory.keys()
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rate": 1.5}, r"ROID\(rate=1.5\): it is a share"),
+        ({"mean_rate": -1}, r"ROID\(mean_rate=-1\)"),
+        ({"temperature": 0}, "the temperature is above 0"),
+        ({"batch_size": 0}, "a batch has at least one image"),
+    ],
+)
+def test_bad_hyper_parameters(changes, said):
+    with pytest.raises(ValueError, match=said):
+        tt.ROID(**changes)
+
+
 @pytest.mark.parametrize("method", [tt.ROID(), tt.CoTTA(threshold=0.0, views=2)])
 def test_dense_logits_are_refused(method):
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.Conv2d(8, 4, 1))

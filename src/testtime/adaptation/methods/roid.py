@@ -84,6 +84,20 @@ class ROID(NormMethod):
         },
     }
 
+    def __post_init__(self) -> None:
+        """Check the rates and the size of a batch."""
+        super().__post_init__()
+        for what in ("rate", "mean_rate"):
+            if not 0 <= getattr(self, what) <= 1:
+                raise ValueError(
+                    f"ROID({what}={getattr(self, what)}): it is a share between 0 and 1."
+                )
+        if self.temperature <= 0 or (self.batch_size is not None and self.batch_size < 1):
+            raise ValueError(
+                f"ROID(temperature={self.temperature}, batch_size={self.batch_size}): the "
+                "temperature is above 0, a batch has at least one image (none: as it comes)."
+            )
+
     @property
     def smallest_batch(self) -> int:
         """Two where images are weighted against each other."""

@@ -97,6 +97,9 @@ def chains(
         drawn: the random numbers of the views.
         fill: the colour of what lies beyond an image that is turned, sheared or moved.
     """
+    if x.dtype.itemsize < 4:  # places of pixels need more digits than their values
+        plain, ends = chains(x.float(), drawn, fill)
+        return plain.to(x.dtype), ends.to(x.dtype)
     plain = _cropped(x, drawn)
     now = plain.unsqueeze(1).expand(-1, WIDTH, *plain.shape[1:])
     for depth in range(_DEPTH):

@@ -126,6 +126,8 @@ def views(
         drawn: the random numbers of the views.
         padding: how the images go on beyond their borders, by half their size; then it is black.
     """
+    if x.dtype.itemsize < 4:  # places of pixels need more digits than their values
+        return views(x.float(), drawn, padding).to(x.dtype)
     height, width = x.shape[-2:]
     x = _colours(x.clamp(0, 1), drawn)
     border = (width // 2, width // 2, height // 2, height // 2)
