@@ -139,10 +139,11 @@ class Net:
         """Return the logits ``[V, B, C]`` of views ``[V, B, ...]`` of the batch.
 
         So many at once as are given, where a row's answer depends neither on the rows beside it nor
-        on other arguments with a row each; otherwise one view after another.
+        on other arguments with a row each; otherwise, and where only single rows came so far, which
+        do not show it, one view after another.
         """
-        call = self._learner.call
-        alone = self.couples or (call is not None and bool(call.companions()))
+        call, couples = self._learner.call, self._learner.couples
+        alone = couples is not False or (call is not None and bool(call.companions()))
         answers = []
         for some in torch.split(views, 1 if alone else at_once):
             logits = self(some.flatten(0, 1))
