@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from testtime.adaptation.methods.eata import ETA as ETA
     from testtime.adaptation.methods.foa import FOA as FOA
     from testtime.adaptation.methods.lame import LAME as LAME
+    from testtime.adaptation.methods.memo import MEMO as MEMO
     from testtime.adaptation.methods.rdumb import RDumb as RDumb
+    from testtime.adaptation.methods.roid import ROID as ROID
+    from testtime.adaptation.methods.rotta import RoTTA as RoTTA
     from testtime.adaptation.methods.source import Source as Source
     from testtime.adaptation.methods.t3a import T3A as T3A
     from testtime.adaptation.methods.tent import Tent as Tent

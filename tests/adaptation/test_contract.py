@@ -17,7 +17,7 @@ from testtime.adaptation.optim import SGD
 from testtime.models.tiny import KINDS, tiny
 
 LAW = {law.number: law for law in tt.LAWS}
-# As it comes, CoTTA looks at 32 views of each image, which shows nothing that two do not.
+# As they come, these look at 32 views of each image, which show nothing that two do not.
 # Of tiny networks' unsure predictions these methods would keep none, and nothing would move.
 KEEPS_ALL = {"margin": 1.0, "redundancy": 1.0, "optimizer": SGD(lr=1.0, momentum=0.9)}
 TRIED = {
@@ -26,6 +26,9 @@ TRIED = {
     "eata": tt.EATA(strength=1.0, **KEEPS_ALL),
     "eta": tt.ETA(**KEEPS_ALL),
     "rdumb": tt.RDumb(reset_every=2, **KEEPS_ALL),
+    "memo": tt.MEMO(views=2),
+    # It learns after as many images as its bank holds, which are more than there are.
+    "rotta": tt.RoTTA(capacity=5, every=4),
 }
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.parity.recording import Config, Unreplayable
-from testtime.adaptation.optim import SGD, Adam
+from testtime.adaptation.optim import SGD, Adam, AdamW
 from testtime.adaptation.state import State
 
 
@@ -15,28 +15,33 @@ def optimizer(config: Config, around: str = "") -> SGD | Adam:
         config: names it as ``optimizer``.
         around: what that name begins with where the method wraps it.
     """
-    name = config.get("optimizer").removeprefix(around)
+    spelled = config.get("optimizer").removeprefix(around)
+    name = spelled.lower()
     lr, decay = config.get("lr"), config.get("weight_decay", 0.0)
-    if name == "Adam":
-        return Adam(lr, tuple(config.get("betas", (0.9, 0.999))), config.get("eps", 1e-8), decay)
-    if name != "SGD":
-        raise Unreplayable(f"its optimiser {name!r} is not known")
+    # Some recordings name what the optimiser does not have, as null.
+    betas, momentum = config.get("betas", None), config.get("momentum", None)
+    nesterov = config.get("nesterov", False)
+    if name in ("adam", "adamw"):
+        kind = {"adam": Adam, "adamw": AdamW}[name]
+        return kind(lr, tuple(betas or (0.9, 0.999)), config.get("eps", 1e-8), decay)
+    if name != "sgd":
+        raise Unreplayable(f"its optimiser {spelled!r} is not known")
     if dampening := config.get("dampening", 0.0):
         raise Unreplayable(f"its SGD has a dampening of {dampening}, which the library lacks")
-    return SGD(lr, config.get("momentum", 0.0), config.get("nesterov", False), decay)
+    return SGD(lr, momentum or 0.0, nesterov, decay)
 
 
-def slots(state: State) -> dict[str, Tensor]:
-    """Return the optimiser's state as recordings name it: ``optim.<parameter>.<slot>``."""
+def slots(state: State, form: str = "optim.{}.{}") -> dict[str, Tensor]:
+    """Return the optimiser's state as recordings name it: by parameter and slot."""
     found = {
-        f"optim.{name}.{slot}": tensor
+        form.format(name, slot): tensor
         for slot, held in state.slots.items()
         for name, tensor in held.items()
         if slot != "step"
     }
     # PyTorch counts for each tensor what the library counts once for all.
     counts = state.slots.get("step", {}).values()
-    return found | {f"optim.{name}.step": count for count in counts for name in state.weights}
+    return found | {form.format(name, "step"): count for count in counts for name in state.weights}
 
 
 def momenta(state: State) -> dict[str, Tensor]:

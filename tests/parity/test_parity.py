@@ -73,6 +73,17 @@ def test_every_recording_is_named_in_the_readme() -> None:
         ("cotta/episodic", "extra/1/loss.1"),
         ("cotta/episodic", "extra/1/optim.0.weight.exp_avg_sq"),
         ("cotta/augment", "out/7/view"),
+        ("roid/bn_window3_reset", "out/5/logits"),
+        ("roid/bn_window3_reset", "extra/2/weights"),
+        ("roid/gn_bn1d_window4", "state/4/7.running_var"),
+        ("roid/gn_no_weighting", "out/0/loss"),
+        ("memo/imagenet_bn_prior4_adamw", "out/1/view_logits"),
+        ("memo/imagenet_bn_prior4_adamw", "extra/1/source_logits"),
+        ("memo/imagenet_bn_prior4_adamw", "extra/1/opt/8.bias/exp_avg_sq"),
+        ("memo/augmix_moves", "out/views"),
+        ("rotta/bn1d", "extra/1/ema.9.running_var"),
+        ("rotta/bn1d", "extra/1/update.0.loss"),
+        ("rotta/ties_last", "extra/1/mem.uncertainty"),
     ],
 )
 def test_a_perturbed_tensor_is_above_the_bar(tmp_path: Path, name: str, tensor: str) -> None:

@@ -16,7 +16,7 @@ from testtime.adaptation.copy import Watch, shared_tensors, unwrap
 from testtime.adaptation.core import Method
 from testtime.adaptation.export import Exported, export
 from testtime.adaptation.learner import Learner
-from testtime.adaptation.many import adapt_each
+from testtime.adaptation.many import adapt_each, in_turn
 from testtime.adaptation.methods import find
 from testtime.adaptation.preprocessing import Preprocessing, declared
 from testtime.adaptation.report import Report
@@ -350,10 +350,12 @@ class Adapted(nn.Module):
 
     def _each(self, call: Call) -> Tensor:
         learner = self.learner
+        if self.method.survives:
+            return in_turn(learner, call)
         if self._many == "auto":
             small = all(w.dim() <= 1 for w in learner.state.weights.values())
             self._many = "vmap" if small or learner.device.type != "cpu" else "loop"
-            if self._many == "loop":
+            if self._many == "loop" and not self.method.episodic:  # else nobody chose anything
                 learner.say(
                     "Samples are adapted one after another: with whole weight matrices changing, "
                     "many at once are slower on a CPU. many='vmap' forces it."
@@ -408,7 +410,7 @@ def adapt(
     method: Method | str,
     *,
     logits: Where = None,
-    episodic: Literal[False, "batch", "sample"] = False,
+    episodic: Literal[False, "batch", "sample"] | None = None,
     reset_every: int | None = None,
     window: int = 0,
     source: Iterable[Any] | str | PathLike[str] | None = None,
@@ -427,7 +429,8 @@ def adapt(
             within a tuple, a dict or a Hugging Face output).
         method: a method or its name, such as ``"tent"``.
         logits: a key, an index or a function where the logits cannot be found in the output.
-        episodic: ``"batch"`` starts from the source at every batch, ``"sample"`` at every sample.
+        episodic: ``"batch"`` starts from the source at every batch, ``"sample"`` at every sample,
+            ``False`` never; none: as the method has it, which for most is never.
         reset_every: reset by itself after so many batches; overrides the method's.
         window: take single images, and adapt to the last so many at every so many-th; 0: batches.
         source: batches of source data, for methods that need them, or a file of
@@ -450,6 +453,8 @@ def adapt(
         >>> adapted.reset()
     """
     method = find(method)
+    if episodic is None:
+        episodic = method.episodic
     if episodic not in (False, "batch", "sample"):
         raise ValueError(f"episodic={episodic!r} is not known: use False, 'batch' or 'sample'.")
     whole = isinstance(reset_every, int) and not isinstance(reset_every, bool)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -75,3 +76,44 @@ class _Statistics:
         mean, var = self._held.pop()
         if not self._keep:
             layer.running_mean, layer.running_var = mean, var
+
+
+def move_statistics_first(layer: _BatchNorm, momentum: float) -> None:
+    """Make a layer in train mode move its statistics, then normalise with them; RoTTA, section 3.2.
+
+    With ``m`` the running mean or (biased) variance: ``m = (1 - momentum) * m + momentum * batch``;
+    gradients go through the batch's part. In eval mode it normalises with what is there.
+    """
+    hooks = _MovedFirst(momentum)
+    layer.register_forward_pre_hook(hooks.put)
+    layer.register_forward_hook(hooks.restore)
+
+
+class _MovedFirst:
+    """Has a layer in train mode normalise as in eval mode, with statistics that have moved."""
+
+    def __init__(self, momentum: float) -> None:
+        self._momentum = momentum
+        self._training: list[bool] = []
+
+    def put(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        assert isinstance(layer, _BatchNorm)
+        self._training.append(layer.training)
+        if not layer.training:
+            return None
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        x = args[0].to(layer.running_mean.dtype)  # under autocast it may be in less
+        others = [0, *range(2, x.dim())]
+        shape = (-1, *[1] * (x.dim() - 2))
+        mean = torch.lerp(layer.running_mean, x.mean(others), self._momentum)
+        var = torch.lerp(layer.running_var, x.var(others, correction=0), self._momentum)
+        layer.running_mean, layer.running_var = mean.detach(), var.detach()
+        layer.training = False  # for this forward; the layer's own class may do more than normalise
+        # No gradient goes through the statistics of the layer itself. The same value with theirs:
+        ratio = ((var.detach() + layer.eps) / (var + layer.eps)).sqrt()
+        moved = (x - mean.view(shape)) * ratio.view(shape) + mean.detach().view(shape)
+        return (moved.to(args[0].dtype), *args[1:])
+
+    def restore(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        layer.training = self._training.pop()

@@ -139,6 +139,21 @@ class Net:
             learner.outputs.append((output, logits))
         return logits
 
+    def together(self, views: Tensor, at_once: int) -> Tensor:
+        """Return the logits ``[V, B, C]`` of views ``[V, B, ...]`` of the batch.
+
+        So many at once as are given, where a row's answer depends neither on the rows beside it nor
+        on other arguments with a row each; otherwise, and where only single rows came so far, which
+        do not show it, one view after another.
+        """
+        call, couples = self._learner.call, self._learner.couples
+        alone = couples is not False or (call is not None and bool(call.companions()))
+        answers = []
+        for some in torch.split(views, 1 if alone else at_once):
+            logits = self(some.flatten(0, 1))
+            answers.append(logits.view(*some.shape[:2], *logits.shape[1:]))
+        return torch.cat(answers)
+
     def images(self, x: Tensor) -> Tensor:
         """Return the images in [0, 1] that gave ``x``, for augmentations; ``inputs`` goes back.
 
@@ -315,6 +330,11 @@ class Method:
     def answers(self) -> Literal["before", "after"]:
         """Whether an answer comes from before or from after the update by its own batch."""
         return "before"
+
+    @property
+    def episodic(self) -> Literal[False, "batch", "sample"]:
+        """Whether it starts from the source at every batch or sample, unless told otherwise."""
+        return False
 
     @property
     def needs_source(self) -> bool:

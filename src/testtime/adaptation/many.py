@@ -48,6 +48,16 @@ def adapt_each(learner: "Learner", call: Call, chunk: int) -> Tensor:
     return torch.cat(answers)
 
 
+def in_turn(learner: "Learner", call: Call) -> Tensor:
+    """Adapt to one sample after another, each from the start but what survives; keep the last."""
+    answers, outputs = [], []
+    for row in range(call.x.shape[0]):
+        answers.append(learner.adapt(call.rows(slice(row, row + 1)), fresh=True))
+        outputs.append(learner.output)
+    learner.output = join(outputs)
+    return torch.cat(answers)
+
+
 def evaluate_each(
     learner: "Learner", f: Callable[[Net, Tensor, Tensors], Found], weights: Tensors
 ) -> Found:

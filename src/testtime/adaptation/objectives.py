@@ -1,7 +1,9 @@
 """Objectives: pure functions of logits, classes along dimension 1."""
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -47,6 +49,57 @@ class OpinionEntropy:
         total = evidence.sum(1, keepdim=True) + mass
         belief, uncertainty = evidence / total + 1e-7, mass / total + 1e-7
         return -(belief * belief.log()).sum(1) - (uncertainty * uncertainty.log()).squeeze(1)
+
+
+def cross_entropy(target: Tensor, logits: Tensor) -> Tensor:
+    """Return the cross-entropy of each prediction to that of the target, in nats.
+
+    Args:
+        target: logits ``[B, C]``, or dense ``[B, C, ...]``; classes along dimension 1.
+        logits: likewise. Gradients go through both.
+
+    Returns:
+        ``-softmax(target) . log_softmax(logits)``, ``[B]`` or ``[B, ...]``. CoTTA, equation 1.
+    """
+    return -(target.softmax(1) * logits.log_softmax(1)).sum(1)
+
+
+def likelihood_ratio(logits: Tensor) -> Tensor:
+    """Return the negative soft likelihood ratio of each prediction; ROID, arXiv 2306.00650.
+
+    ``-sum_k q_k log(q_k / (1 - q_k) + 1e-5)`` with ``q = min(softmax(logits), 0.99)``: sure
+    predictions keep a gradient, up to that bound.
+
+    Args:
+        logits: ``[B, C]``, or dense ``[B, C, ...]``; classes along dimension 1.
+
+    Returns:
+        ``[B]``, or dense ``[B, ...]``; at least -4.55.
+
+    Raises:
+        ValueError: there is one class alone.
+    """
+    _require_classes(logits)
+    probs = logits.softmax(1).clamp(max=0.99)
+    return -(probs * (probs / (1 - probs) + 1e-5).log()).sum(1)
+
+
+def marginal_entropy(logits: Tensor) -> Tensor:
+    """Return the entropy of the mean prediction over views of each image, in nats.
+
+    Args:
+        logits: ``[V, B, C]``, for ``V`` views of each image.
+
+    Returns:
+        ``[B]``. MEMO, arXiv 2110.09506, equation 2.
+
+    Raises:
+        ValueError: there is one class alone, whose entropy is always zero.
+    """
+    _require_classes(logits[0])
+    marginal = logits.log_softmax(-1).logsumexp(0) - math.log(logits.shape[0])
+    marginal = marginal.clamp(min=torch.finfo(logits.dtype).min)  # 0 * inf is not a number
+    return -(marginal.exp() * marginal).sum(-1)
 
 
 def mean_where(values: Tensor, where: Tensor) -> Tensor:

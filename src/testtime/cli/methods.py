@@ -65,6 +65,6 @@ def _card(name: str) -> dict[str, str]:
         "adapts": method.adapts,
         "needs": ", ".join(needs) or "-",
         "cost": f"{forwards} forward, {backwards} backward{looks}",
-        "answers": f"{method.answers} the update by its own batch",
+        "answers": f"{method.answers} the update by its own {method.episodic or 'batch'}",
         "tested on": method.tested or "-",
     }

@@ -1,7 +1,5 @@
 """CoTTA, and its chain of augmentations."""
 
-from dataclasses import fields
-
 import torch
 from torch import Tensor
 
@@ -22,6 +20,11 @@ _DRAWN_FROM = (
     *("brightness", "contrast", "saturation", "hue", "gamma"),
     *("degrees", "translate", "scale", "sigma", "flip", "noise"),
 )
+
+_DRAWN = {
+    **{"factors": "factors", "affine": "affine", "flip": "flips", "sigma": "sigmas"},
+    "noise": "noise",
+}
 
 
 class CoTTA(Adapter):
@@ -76,9 +79,10 @@ def replay_views(recording: Recording) -> Comparison:
         config.get(key, None)
     for name in recording.under("out"):
         call = name.removesuffix("/view")
-        drawn = {f.name: recording[f"draw/{call}/{f.name}"] for f in fields(views.Draws)}
-        drawn["order"] = drawn["order"].tolist()
-        comparison.check(f"out/{name}", views.view(x, views.Draws(**drawn)))
+        drawn = {ours: recording[f"draw/{call}/{theirs}"] for theirs, ours in _DRAWN.items()}
+        orders = [recording[f"draw/{call}/order"].tolist()]
+        one = views.Draws(orders, **{k: t.unsqueeze(0) for k, t in drawn.items()})
+        comparison.check(f"out/{name}", views.views(x, one)[0])
     return comparison
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from testtime.adaptation import select, views
 from testtime.adaptation.batchnorm import use_batch_statistics
 from testtime.adaptation.core import Draw, Method, Net, Objective, Settled
+from testtime.adaptation.objectives import cross_entropy
 from testtime.adaptation.optim import SGD, Adam, Tensors
 
 
@@ -63,6 +64,7 @@ class CoTTA(Method):
 
     adapts = "all weights and biases"
     cost = (34, 1)
+    needs = "colour images"
     tested = "one corruption after another without a reset, gradual ones too, batches of 64 to 200"
     looks = 2  # are views used? and in which order do their colours change?
     presets = {  # noqa: RUF012
@@ -102,14 +104,14 @@ class CoTTA(Method):
             def augmented(generator: torch.Generator) -> Tensor:
                 return net.inputs(views.many(net.images(x), self.views, generator))
 
-            answers = [teacher(view) for view in draw("views", augmented)]
-            target = torch.stack(answers).mean(0)
+            target = teacher.together(draw("views", augmented), views.at_once(x)).mean(0)
         else:
             target = teacher(x)
         logits = student(x)
-        loss = _cross_entropy(target, logits)
+        views.require_rows(logits, type(self).__name__)
+        loss = cross_entropy(target, logits)
         if self.loss_form == "symmetric":
-            loss = (loss + _cross_entropy(logits, target)) / 2
+            loss = (loss + cross_entropy(logits, target)) / 2
         return Objective(loss=loss.mean(), logits=target, notes={"confidence": confidence})
 
     def settle(self, net: Net, memory: Tensors, draw: Draw) -> Settled:
@@ -132,7 +134,3 @@ class CoTTA(Method):
             weight.shape, generator=generator, dtype=torch.float32, device=weight.device
         )
         return uniform < self.restored
-
-
-def _cross_entropy(target: Tensor, logits: Tensor) -> Tensor:
-    return -(target.softmax(1) * logits.log_softmax(1)).sum(1)
