@@ -1,82 +1,98 @@
-"""Labelled images by name, read whole into memory."""
+"""Data by specification: ``KIND:PATH:setting=value``."""
 
-import hashlib
-import io
-from dataclasses import dataclass
-from pathlib import Path
+import ast
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
-import torch
-from torch import Tensor
+from testtime._suggest import suggest
+from testtime.shifts import (
+    Data,
+    Decode,
+    read_cifar_c,
+    read_folder,
+    read_imagenet,
+    read_imagenet_c,
+    read_npz,
+    read_parquet,
+)
 
 
 @dataclass(frozen=True)
-class Data:
-    """Labelled images.
+class Released:
+    """A benchmark that was released corrupted: data for each shift, read when they are asked for.
 
     Args:
-        name: what it is called in results; a fixed split is part of the name.
-        images: ``[N, 3, H, W]`` in [0, 1], float32.
-        labels: ``[N]``, int64.
-        sha256: of the file that they were read from.
+        name: what it is called in results.
+        at: from a shift, such as ``fog:5``, to its data.
     """
 
     name: str
-    images: Tensor
-    labels: Tensor
-    sha256: str
+    at: Callable[[str], Data]
 
 
-def load_data(spec: str) -> Data:
-    """Return labelled images by their specification.
+def _digits() -> Data:
+    from testtime import demo
+
+    images, labels = demo.digits("test")
+    return Data(demo.SPLIT, images, labels, demo.sha256())
+
+
+def _cifar10(path: str) -> Data:
+    data = read_parquet(path, x="img")
+    return replace(data, name=f"cifar10 ({data.name})").load()
+
+
+def _released(read: Callable[..., Data], name: str, path: str, **settings: Any) -> Released:
+    return Released(f"{name} ({path})", partial(read, path, **settings))
+
+
+KINDS: dict[str, Callable[..., Data | Released]] = {
+    "digits": _digits,
+    "cifar10": _cifar10,
+    "cifar10-c": partial(_released, read_cifar_c, "CIFAR-10-C"),
+    "cifar100-c": partial(_released, read_cifar_c, "CIFAR-100-C"),
+    "imagenet-c": partial(_released, read_imagenet_c, "ImageNet-C"),
+    "imagenet": read_imagenet,
+    "folder": read_folder,
+    "parquet": read_parquet,
+    "npz": read_npz,
+}
+FORMS = (
+    "digits; cifar10:FILE.parquet; cifar10-c:FOLDER and cifar100-c:FOLDER (.npy files); "
+    "imagenet-c:FOLDER; imagenet:FOLDER (folders of WordNet ids: ImageNet-A, -R, -V2, -Sketch); "
+    "folder:FOLDER (a folder a class); parquet:FILE:x=COLUMN:y=COLUMN; npz:FILE:x=NAME:y=NAME; for "
+    "images on disk also resize=256:crop=224"
+)
+
+
+def load_data(spec: str) -> Data | Released:
+    """Return labelled samples by their specification.
 
     Args:
-        spec: ``digits`` (the 797 embedded test digits) or ``cifar10:FILE.parquet`` (columns ``img``
-            with encoded images and ``label``).
+        spec: a key of ``KINDS``, a path, and settings of its reader, with colons between.
 
     Raises:
         ValueError, FileNotFoundError: what was wrong, and what would do.
-        ImportError: reading parquet needs the extra ``data``.
+        ImportError: the reader needs the extra ``data``.
     """
-    kind, _, path = spec.partition(":")
-    if kind == "digits":
-        from testtime import demo
-
-        images, labels = demo.digits("test")
-        return Data(demo.SPLIT, images, labels, demo.sha256())
-    if kind == "cifar10":
-        return _parquet(Path(path))
-    raise ValueError(
-        f"The data '{spec}' are not known. Write digits, or cifar10:FILE.parquet with a file of "
-        "images (column img) and labels (column label)."
-    )
-
-
-def _parquet(path: Path) -> Data:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}. Give the parquet file with the images.")
+    kind, *parts = spec.split(":")
+    if kind not in KINDS:
+        raise ValueError(f"The data '{spec}' are not known. Write {FORMS}.{suggest(kind, KINDS)}")
+    settings = dict(part.partition("=")[::2] for part in parts if "=" in part)
+    values = {key: _value(text) for key, text in settings.items()}
+    shape = {key: values.pop(key) for key in ("resize", "crop") if key in values}
+    if shape:
+        values["decode"] = Decode(**shape)
     try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError(
-            f"Reading {path.name} needs {error.name}: pip install 'testtime[data]'."
-        ) from error
+        return KINDS[kind](*(part for part in parts if "=" not in part), **values)
+    except TypeError as error:
+        raise ValueError(f"The data '{spec}' cannot be read: {error}. Write {FORMS}.") from error
+
+
+def _value(text: str) -> Any:
     try:
-        table = pq.read_table(path, columns=["img", "label"])
-        encoded = table["img"].combine_chunks().field("bytes").to_pylist()
-        labels = torch.tensor(table["label"].to_pylist())
-    except (pa.ArrowException, KeyError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a parquet file of images and labels ({error}). It needs the columns "
-            "img (a struct with the field bytes) and label."
-        ) from error
-    images = torch.stack([_pixels(Image.open(io.BytesIO(one)).convert("RGB")) for one in encoded])
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Data(f"cifar10 ({path.name})", images, labels, sha256)
-
-
-def _pixels(image: "object") -> Tensor:
-    width, height = image.size  # type: ignore[attr-defined]
-    levels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)  # type: ignore[attr-defined]
-    return levels.view(height, width, 3).permute(2, 0, 1) / 255
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

@@ -21,6 +21,7 @@ import testtime
 from testtime.adaptation.adapted import Adapted, adapt
 from testtime.adaptation.preprocessing import declared
 from testtime.bench import metrics
+from testtime.bench.data import Released
 from testtime.bench.ledger import Row, digest
 from testtime.bench.memory import Peak
 from testtime.bench.spec import Spec, parse_method
@@ -107,15 +108,28 @@ class Answers:
         }
 
 
-def key(spec: Spec, model: Model, data: Data) -> str:
+def key(spec: Spec, model: Model, data: Data | Released) -> str:
     """Return what tells a row apart: what was asked for, of which model and which data."""
-    return digest([spec.json(), model.fingerprint, some(data, spec.images).fingerprint()])
+    return digest([spec.json(), model.fingerprint, fingerprint(data, spec)])
+
+
+def fingerprint(data: Data | Released, spec: Spec) -> dict[str, Any]:
+    """Say which samples a row is of; of a released benchmark, under all its shifts."""
+    if isinstance(data, Data):
+        return some(data, spec.images).fingerprint()
+    parts = [some(data.at(shift), spec.images).fingerprint() for shift in spec.shifts]
+    return {
+        **parts[0],
+        "name": data.name,
+        "sha256": digest(parts),
+        "sha256_of": "fingerprints of all shifts",
+    }
 
 
 def measure(
     spec: Spec,
     model: Model,
-    data: Data,
+    data: Data | Released,
     source: Data | None = None,
     progress: Progress = lambda images, wrong: None,
 ) -> Row:
@@ -133,7 +147,7 @@ def measure(
         "key": key(spec, model, data),
         "spec": spec.json(),
         "model": model.fingerprint,
-        "data": some(data, spec.images).fingerprint(),
+        "data": fingerprint(data, spec),
         "method": {"name": method.name, "configuration": method.configuration()},
         "versions": versions(),
     }
@@ -141,7 +155,7 @@ def measure(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # what is said goes into the row
-            outcome, measured = _run(spec, model, some(data, spec.images), source, progress)
+            outcome, measured = _run(spec, model, data, source, progress)
         row |= {"status": "done", **outcome}
     except Exception as error:
         row |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
@@ -158,7 +172,7 @@ def measure(
 
 
 def _run(
-    spec: Spec, model: Model, data: Data, source: Data | None, progress: Progress
+    spec: Spec, model: Model, data: Data | Released, source: Data | None, progress: Progress
 ) -> tuple[Row, Row]:
     method = parse_method(spec.method)
     adapted = adapt(
@@ -168,21 +182,21 @@ def _run(
         window=spec.window,
         source=_batches(source, spec.device) if source is not None else None,
     )
-    before = spec.stream({s: _held(data, s, spec.seed, spec.device) for s in spec.shifts})
+    parts = {shift: _held(data, shift, spec) for shift in spec.shifts}
+    stream = spec.stream(parts)
     clock: list[tuple[float, int]] = []
     with Peak(spec.device) as peak:
-        answers = _answer(adapted, before, clock, progress)
+        answers = _answer(adapted, stream, clock, progress)
     report = adapted.report()
     every = torch.ones(len(answers.labels), dtype=torch.bool)
-    masks = {s: torch.tensor([s == of for of in answers.shifts]) for s in before.shifts}
+    masks = {s: torch.tensor([s == of for of in answers.shifts]) for s in stream.shifts}
     by_shift = {shift: answers.judge(mask) for shift, mask in masks.items()}
     worst = max(by_shift, key=lambda shift: float(by_shift[shift]["error"]))
-    clean = set(before.shifts) == {CLEAN}
     outcome: Row = {
-        "stream": {k: v for k, v in before.describe().items() if k != "data"},
+        "stream": {k: v for k, v in stream.describe().items() if k != "data"},
         "results": {
             **answers.judge(every),
-            "clean_error_after": None if clean else _clean_error(adapted, data, spec),
+            "clean_error_after": _clean_error(adapted, data, spec),
             "worst_shift": worst,
             "worst_error": by_shift[worst]["error"],
             "error_by_class": _named(metrics.error_by(answers.wrong, answers.labels)),
@@ -195,8 +209,9 @@ def _run(
         "backwards": round(report.backwards / len(every), 4),
         "said": list(report.said),
     }
-    if data.groups is not None:
-        groups = data.groups[torch.cat([index for index, _ in before.plan()])]
+    groups = next(iter(parts.values())).groups
+    if groups is not None:
+        groups = groups[torch.cat([index for index, _ in stream.plan()])]
         outcome["results"]["error_by_group"] = _named(metrics.error_by(answers.wrong, groups))
     each = sorted(seconds / images for seconds, images in clock)
     return outcome, {
@@ -233,8 +248,10 @@ def _answer(
     return Answers(torch.cat(logits), torch.cat(theirs), torch.cat(labels), tuple(shifts))
 
 
-def _clean_error(adapted: Adapted, data: Data, spec: Spec) -> float:
+def _clean_error(adapted: Adapted, data: Data | Released, spec: Spec) -> float | None:
     """Return the error on the first clean samples as adapted at the end: what was forgotten."""
+    if set(spec.shifts) == {CLEAN} or isinstance(data, Released):
+        return None
     few = some(data, CLEAN_IMAGES)
     wrong = 0
     for start in range(0, len(few), spec.batch_size):
@@ -258,11 +275,14 @@ def _batches(source: Data, device: str) -> list[Tensor]:
 _shelf: OrderedDict[str, Data] = OrderedDict()
 
 
-def _held(data: Data, shift: str, seed: int, device: str) -> Data:
+def _held(data: Data | Released, shift: str, spec: Spec) -> Data:
     """Return the data under a shift, kept in memory for the next row as far as there is room."""
-    name = digest([data.fingerprint(), shift, seed, device])
+    whole = data.at(shift) if isinstance(data, Released) else data
+    few = some(whole, spec.images)
+    name = digest([few.fingerprint(), shift, spec.seed, spec.device])
     if name not in _shelf:
-        _shelf[name] = shifted(data, shift, seed=seed, device=device).load()
+        kind = CLEAN if isinstance(data, Released) else shift
+        _shelf[name] = shifted(few, kind, seed=spec.seed, device=spec.device).load()
         while len(_shelf) > 1 and sum(d.images.nbytes for d in _shelf.values()) > HELD_BYTES:
             _shelf.popitem(last=False)
     _shelf.move_to_end(name)

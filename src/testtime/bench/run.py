@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 from torch import nn
 
 from testtime.adaptation.preprocessing import declared, mismatch
-from testtime.bench.data import load_data
+from testtime.bench.data import Released, load_data
 from testtime.bench.ledger import Ledger, Row, opened
 from testtime.bench.row import Model, key, measure, some
 from testtime.bench.spec import Spec, grid
@@ -25,7 +25,7 @@ LOOKED_AT = 64  # images, to see whether data and model fit
 
 def run(
     models: Mapping[str, nn.Module | str] | str,
-    data: Data | str | Iterable[Any],
+    data: Data | Released | str | Iterable[Any],
     methods: Sequence[str] = ("source", "bn", "tent"),
     shifts: Sequence[str] = (CLEAN,),
     protocols: Sequence[str] = ("online",),
@@ -68,7 +68,7 @@ def run(
         ValueError: something is unknown, or model and data do not fit.
     """
     named = {models: models} if isinstance(models, str) else dict(models)
-    held, own, theirs = load(named), read(data), None if source is None else read(source)
+    held, own, theirs = load(named), read(data), None if source is None else read_source(source)
     for model in held.values():
         check_fit(model, own, allow)
     specs = grid(
@@ -92,7 +92,7 @@ def run(
 def execute(
     specs: Sequence[Spec],
     models: Mapping[str, Model],
-    data: Data,
+    data: Data | Released,
     source: Data | None,
     ledger: Ledger,
     engine: Engine = "local",
@@ -113,9 +113,11 @@ def execute(
         yield row
 
 
-def samples(spec: Spec, data: Data) -> int:
+def samples(spec: Spec, data: Data | Released) -> int:
     """Return how many samples a row goes through."""
-    return spec.stream(some(data, spec.images)).samples
+    if isinstance(data, Data):
+        return spec.stream(some(data, spec.images)).samples
+    return spec.stream({s: some(data.at(s), spec.images) for s in spec.shifts}).samples
 
 
 def load(models: Mapping[str, nn.Module | str]) -> dict[str, Model]:
@@ -126,24 +128,36 @@ def load(models: Mapping[str, nn.Module | str]) -> dict[str, Model]:
     }
 
 
-def read(data: Data | str | Iterable[Any]) -> Data:
+def read_source(data: Data | str | Iterable[Any]) -> Data:
+    """Return source data, which are clean.
+
+    Raises:
+        ValueError: a released benchmark was named, which holds corrupted data.
+    """
+    found = read(data)
+    if isinstance(found, Released):
+        raise ValueError(f"Source data are clean, but {found.name} is corrupted. Name others.")
+    return found
+
+
+def read(data: Data | Released | str | Iterable[Any]) -> Data | Released:
     """Return the data, read if they are a specification or pairs."""
-    if isinstance(data, Data):
+    if isinstance(data, Data | Released):
         return data
     if isinstance(data, str):
         return load_data(data)
     return read_pairs(cast(Iterable[tuple[Any, Any]], data), name="pairs")
 
 
-def check_fit(model: Model, data: Data, allow: Sequence[str] = ()) -> None:
+def check_fit(model: Model, data: Data | Released, allow: Sequence[str] = ()) -> None:
     """Refuse data that are not preprocessed as the model says, unless that is allowed by name.
 
     Raises:
         ValueError: the values do not fit.
     """
     wanted = declared(model.module)
-    if wanted is None or "preprocessing" in allow:
-        return
+    if wanted is None or "preprocessing" in allow or isinstance(data, Released):
+        return  # strongly corrupted images may leave most of the range unused
     sentence = mismatch(some(data, LOOKED_AT).images, wanted)
     if sentence:
         raise ValueError(
@@ -155,7 +169,7 @@ def check_fit(model: Model, data: Data, allow: Sequence[str] = ()) -> None:
 def _locally(
     specs: Sequence[Spec],
     models: Mapping[str, Model],
-    data: Data,
+    data: Data | Released,
     source: Data | None,
     watch: Watch,
 ) -> Iterator[Row]:
@@ -170,7 +184,7 @@ def _locally(
 def _by_ray(
     specs: Sequence[Spec],
     models: Mapping[str, Model],
-    data: Data,
+    data: Data | Released,
     source: Data | None,
     watch: Watch,
 ) -> Iterator[Row]:
@@ -202,5 +216,5 @@ def _by_ray(
             ray.shutdown()
 
 
-def _task(spec: Spec, model: Model, data: Data, source: Data | None) -> Row:
+def _task(spec: Spec, model: Model, data: Data | Released, source: Data | None) -> Row:
     return measure(spec, model, data, source)

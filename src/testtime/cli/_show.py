@@ -8,6 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from testtime.bench import Ledger, Model, Spec
+from testtime.bench.data import Released
 from testtime.bench.ledger import opened
 from testtime.bench.row import key
 from testtime.bench.run import Engine, check_fit, execute, load, samples
@@ -18,7 +19,7 @@ from testtime.shifts.data import Data
 
 def show(
     models: Mapping[str, nn.Module | str],
-    data: Data,
+    data: Data | Released,
     source: Data | None,
     specs: Sequence[Spec],
     *,
@@ -41,7 +42,7 @@ def _run(
     ledger: Ledger,
     specs: Sequence[Spec],
     models: Mapping[str, Model],
-    data: Data,
+    data: Data | Released,
     source: Data | None,
     engine: Engine,
     command: str,

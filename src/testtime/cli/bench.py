@@ -75,7 +75,7 @@ def command(
     Data: digits, cifar10:FILE.parquet and others; a wrong name lists them.
     """
     from testtime.bench import grid
-    from testtime.bench.run import read
+    from testtime.bench.run import read, read_source
     from testtime.cli._show import show
 
     fixed = {"images": images, "order": order, "window": window, "device": device}
@@ -85,7 +85,7 @@ def command(
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     held = read(data)
-    clean = None if source is None else read(source)
+    clean = None if source is None else read_source(source)
     named = {model: model for model in models}
     specs = grid(
         models,
