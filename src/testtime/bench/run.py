@@ -178,7 +178,10 @@ def _locally(
         def progress(images: int, wrong: int, spec: Spec = spec) -> None:
             watch(spec, images, wrong)
 
-        yield measure(spec, models[spec.model], data, source, progress)
+        row = measure(spec, models[spec.model], data, source, progress)
+        if row["status"] == "failed":  # so that the bar goes on
+            watch(spec, samples(spec, data), 0)
+        yield row
 
 
 def _by_ray(
