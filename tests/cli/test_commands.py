@@ -171,3 +171,36 @@ def test_methods_are_listed_and_each_has_a_card():
     unknown = CliRunner().invoke(cli.main, ["methods", "tnet"])
     assert unknown.exit_code == 2
     assert "Did you mean 'tent'" in unknown.output
+
+
+def test_env_names_versions_and_devices():
+    told = CliRunner().invoke(cli.main, ["env"])
+    assert told.exit_code == 0, told.output
+    for what in ("testtime", "torch", "python", "devices", "threads", "safetensors"):
+        assert what in told.output
+
+
+def test_reproduce_prints_published_numbers_beside_its_own(tmp_path, monkeypatch):
+    np = pytest.importorskip("numpy")
+    from testtime import demo
+    from testtime.shifts.corruptions import STANDARD
+
+    images, labels = demo.digits("test")
+    levels = (images[:4] * 255).byte().permute(0, 2, 3, 1).numpy()
+    folder = tmp_path / "CIFAR-10-C"
+    folder.mkdir()
+    for name in STANDARD:
+        np.save(folder / f"{name}.npy", np.concatenate([levels] * 5))
+    np.save(folder / "labels.npy", labels[:4].repeat(5).numpy())
+    (tmp_path / "net.py").write_text("from testtime import demo\ndef f(): return demo.load()[0]\n")
+    monkeypatch.chdir(tmp_path)
+    call = ["reproduce", "tent-cifar10-c", "--model", "net:f", "--data", str(folder)]
+    told = CliRunner().invoke(cli.main, call)
+    assert told.exit_code == 0, told.output
+    words = " ".join(told.output.split())
+    assert "published here difference" in words
+    assert "18.6" in words
+    assert "Published: repository of TENT" in words
+    unknown = CliRunner().invoke(cli.main, ["reproduce", "tent-cifar", *call[2:]])
+    assert unknown.exit_code == 2
+    assert "Did you mean 'tent-cifar10-c'" in unknown.output

@@ -225,11 +225,14 @@ def test_draws_depend_on_seed_index_corruption_and_severity_alone():
         assert not torch.allclose((other - 0.5) / sigma, drawn, atol=0.1)
 
 
-def test_one_corruption_upon_the_other():
+PAIR = ("fog", 3), ("gaussian_noise", 2)
+
+
+def test_one_corruption_upon_the_other_is_cut_once():
     both = shifted(DATA, "fog:3+gaussian_noise:2", seed=4)[5][0]
-    first = shifted(DATA, "fog:3", seed=4)[5][0]
-    seed = derive(4, "gaussian_noise", 2) + 5
-    noisy = corrupt(first[None], "gaussian_noise", 2, generator=torch.Generator().manual_seed(seed))
+    draws = {name: torch.Generator().manual_seed(derive(4, *name) + 5) for name in PAIR}
+    first = corrupt(DATA[5][0][None], "fog", 3, generator=draws["fog", 3])
+    noisy = corrupt(first, "gaussian_noise", 2, generator=draws["gaussian_noise", 2], cut=True)
     assert torch.equal(both, noisy[0])
 
 

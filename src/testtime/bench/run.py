@@ -1,168 +1,223 @@
-"""Run methods over shifted data, a row each."""
+"""A grid of rows, run one after another here, or in parallel by Ray."""
 
-import platform
-import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from os import PathLike
+from typing import Any, Literal, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-import testtime
-from testtime._suggest import suggest
-from testtime.adaptation.adapted import adapt
-from testtime.adaptation.methods import find
-from testtime.bench.data import Data
-from testtime.shifts import CORRUPTIONS, Corruption
+from testtime.adaptation.preprocessing import declared, mismatch
+from testtime.bench.data import Released, load_data
+from testtime.bench.ledger import Ledger, Row, opened
+from testtime.bench.row import Model, key, measure, some
+from testtime.bench.spec import Spec, grid
+from testtime.models.load import load_model
+from testtime.shifts.data import Data
+from testtime.shifts.readers import read_pairs
+from testtime.shifts.shift import CLEAN
 
-CLEAN = "clean"
+Engine = Literal["local", "ray"]
+Watch = Callable[[Spec, int, int], None]
 
-
-@dataclass(frozen=True)
-class Row:
-    """One method on one model under one shift, and what came out.
-
-    Each row starts from the source model (protocol ``online``). ``error`` and the share of the most
-    predicted class, ``top_class``, are from 0 to 1; ``seconds`` are wall clock and cover adapting
-    and answering alone; forwards and backwards are of images. ``corruption`` says how the images
-    were made (``Corruption.record``), frost's textures among it; of clean ones it is empty.
-    """
-
-    model: str
-    data: str
-    data_sha256: str
-    images: int
-    shift: str
-    severity: int
-    corruption: dict[str, Any]
-    method: str
-    configuration: dict[str, str]
-    protocol: str
-    batch_size: int
-    seed: int
-    error: float
-    top_class: float
-    skipped: int
-    seconds: float
-    forwards: int
-    backwards: int
-    said: tuple[str, ...]
-    device: str
-    dtype: str
-    threads: int
-    versions: dict[str, str]
-
-    def json(self) -> dict[str, object]:
-        """Return the row as one object of a JSON line."""
-        return asdict(self)
+LOOKED_AT = 64  # images, to see whether data and model fit
 
 
 def run(
-    model: nn.Module,
-    data: Data,
+    models: Mapping[str, nn.Module | str] | str,
+    data: Data | Released | str | Iterable[Any],
+    methods: Sequence[str] = ("source", "bn", "tent"),
+    shifts: Sequence[str] = (CLEAN,),
+    protocols: Sequence[str] = ("online",),
+    seeds: Sequence[int] = (0,),
     *,
-    name: str,
-    methods: Iterable[str],
-    shifts: Iterable[str],
-    batch_size: int = 64,
-    seed: int = 0,
-    progress: Callable[[int], None] = lambda images: None,
-) -> Iterator[Row]:
-    """Yield a row for every method under every shift, as each is done.
+    batch_sizes: Sequence[int] = (64,),
+    source: Data | str | Iterable[Any] | None = None,
+    out: str | PathLike[str] | None = None,
+    engine: Engine = "local",
+    allow: Sequence[str] = (),
+    watch: Watch = lambda spec, images, wrong: None,
+    **fixed: Any,
+) -> Ledger:
+    """Run every method on every model under every shift, and return the rows.
+
+    >>> import testtime as tt
+    >>> model, images, labels = tt.demo.load()
+    >>> ledger = tt.bench.run({"digits": model}, "digits", ["source", "tent"], images=128)
+    >>> [round(row["results"]["error"], 2) for row in ledger]  # doctest: +SKIP
 
     Args:
-        model: takes images in [0, 1], ``[B, 3, H, W]``.
-        data: what to run on, in its own order.
-        name: the model's name in the rows.
-        methods: names of methods.
-        shifts: ``clean``, or ``NAME:SEVERITY`` of a corruption.
-        batch_size: images a batch; the last one may be short.
-        seed: of corruptions and methods.
-        progress: called with the number of images done.
+        models: modules or specifications by name, or one specification.
+        data: what was read, a specification, or batches or samples ``(x, y)``.
+        methods: such as ``tent:lr=1e-4``; see :func:`parse_method`.
+        shifts: ``clean``, ``fog:5``, ``fog:3+snow:2``.
+        protocols: ``online`` (each shift from the source model), ``continual``, ``mixed``,
+            ``repeating``.
+        seeds: of streams, corruptions and methods.
+        batch_sizes: samples a batch.
+        source: clean data for methods that need them; without, their rows fail.
+        out: a file of JSON lines that rows are appended to; rows that it holds are not run again.
+        engine: ``local``, one after another; ``ray``, in parallel on this machine or the cluster
+            that it is part of.
+        allow: checks that may fail: ``preprocessing``.
+        watch: called after each batch with its row, images, and wrong answers (``local``); after
+            each row (``ray``).
+        fixed: further fields of :class:`Spec`: ``images``, ``order``, ``window``, ``device``.
 
     Raises:
-        ValueError: a shift or method is not known, or a method does not fit the model.
+        ValueError: something is unknown, or model and data do not fit.
     """
-    wanted, chosen = [parse_shift(shift) for shift in shifts], [find(method) for method in methods]
-    if len(set(data.labels.tolist())) < 2:
-        raise ValueError(
-            f"All {len(data.labels)} labels of {data.name} are of one class, so an error says "
-            "nothing. Use data with several classes."
-        )
-    for shift, severity in wanted:
-        images = shifted(data.images, shift, severity, seed)
-        record = {} if shift == CLEAN else Corruption(shift, severity).record(*images.shape[2:])
-        for method in chosen:
-            with warnings.catch_warnings():
-                # What is said goes into the row.
-                warnings.simplefilter("ignore", UserWarning)
-                adapted = adapt(model, method, seed=seed)
-                started = time.perf_counter()
-                answers = []
-                for batch in torch.split(images, batch_size):
-                    answers.append(adapted(batch).argmax(1))
-                    progress(len(batch))
-                seconds = time.perf_counter() - started
-            predicted = torch.cat(answers)
-            report = adapted.report()
-            yield Row(
-                model=name,
-                data=data.name,
-                data_sha256=data.sha256,
-                images=len(images),
-                shift=shift,
-                severity=severity,
-                corruption=record,
-                method=method.name,
-                configuration=method.configuration(),
-                protocol="online",
-                batch_size=batch_size,
-                seed=seed,
-                error=float((predicted != data.labels).double().mean()),
-                top_class=float(predicted.bincount().max()) / len(predicted),
-                skipped=report.skipped,
-                seconds=round(seconds, 3),
-                forwards=report.forwards,
-                backwards=report.backwards,
-                said=report.said,
-                device=str(images.device),
-                dtype=str(images.dtype).removeprefix("torch."),
-                threads=torch.get_num_threads(),
-                versions={
-                    "testtime": testtime.__version__,
-                    "torch": torch.__version__,
-                    "python": platform.python_version(),
-                },
-            )
+    named = {models: models} if isinstance(models, str) else dict(models)
+    held, own, theirs = load(named), read(data), None if source is None else read_source(source)
+    for model in held.values():
+        check_fit(model, own, allow)
+    specs = grid(
+        list(named),
+        own.name,
+        methods,
+        shifts,
+        protocols,
+        batch_sizes,
+        seeds,
+        source="" if theirs is None else theirs.name,
+        **fixed,
+    )
+    with ExitStack() as stack:
+        ledger = Ledger() if out is None else stack.enter_context(opened(out))
+        for _ in execute(specs, held, own, theirs, ledger, engine, watch):
+            pass
+    return ledger
 
 
-def shifted(images: Tensor, shift: str, severity: int, seed: int) -> Tensor:
-    """Return the images under a shift, continuous in [0, 1]; the draws depend on the seed alone."""
-    if shift == CLEAN:
-        return images
-    generator = torch.Generator(images.device).manual_seed(seed)
-    corruption = Corruption(shift, severity)
-    return torch.cat([corruption(part, generator) for part in torch.split(images, 500)])
+def execute(
+    specs: Sequence[Spec],
+    models: Mapping[str, Model],
+    data: Data | Released,
+    source: Data | None,
+    ledger: Ledger,
+    engine: Engine = "local",
+    watch: Watch = lambda spec, images, wrong: None,
+    command: str = "",
+) -> Iterator[Row]:
+    """Yield the row of every specification, appended to the ledger as it is done; none twice."""
+    done = ledger.keys()
+    waiting = []
+    for spec in specs:
+        if key(spec, models[spec.model], data) in done:
+            watch(spec, samples(spec, data), 0)
+        else:
+            waiting.append(spec)
+    run_all = {"local": _locally, "ray": _by_ray}[engine]
+    for row in run_all(waiting, models, data, source, watch):
+        ledger.append({**row, "command": command})
+        yield row
 
 
-def parse_shift(shift: str) -> tuple[str, int]:
-    """Return name and severity of a shift such as ``fog:5``, or of ``clean``.
+def samples(spec: Spec, data: Data | Released) -> int:
+    """Return how many samples a row goes through."""
+    if isinstance(data, Data):
+        return spec.stream(some(data, spec.images)).samples
+    return spec.stream({s: some(data.at(s), spec.images) for s in spec.shifts}).samples
+
+
+def load(models: Mapping[str, nn.Module | str]) -> dict[str, Model]:
+    """Return the models, those that are specifications loaded."""
+    return {
+        name: Model(name, load_model(module) if isinstance(module, str) else module)
+        for name, module in models.items()
+    }
+
+
+def read_source(data: Data | str | Iterable[Any]) -> Data:
+    """Return source data, which are clean.
 
     Raises:
-        ValueError: there is no such corruption, or no such severity.
+        ValueError: a released benchmark was named, which holds corrupted data.
     """
-    name, _, severity = shift.partition(":")
-    if shift == CLEAN:
-        return CLEAN, 0
-    if name == CLEAN or severity not in ("1", "2", "3", "4", "5"):
+    found = read(data)
+    if isinstance(found, Released):
+        raise ValueError(f"Source data are clean, but {found.name} is corrupted. Name others.")
+    return found
+
+
+def read(data: Data | Released | str | Iterable[Any]) -> Data | Released:
+    """Return the data, read if they are a specification or pairs."""
+    if isinstance(data, Data | Released):
+        return data
+    if isinstance(data, str):
+        return load_data(data)
+    return read_pairs(cast(Iterable[tuple[Any, Any]], data), name="pairs")
+
+
+def check_fit(model: Model, data: Data | Released, allow: Sequence[str] = ()) -> None:
+    """Refuse data that are not preprocessed as the model says, unless that is allowed by name.
+
+    Raises:
+        ValueError: the values do not fit.
+    """
+    wanted = declared(model.module)
+    if wanted is None or "preprocessing" in allow or isinstance(data, Released):
+        return  # strongly corrupted images may leave most of the range unused
+    sentence = mismatch(some(data, LOOKED_AT).images, wanted)
+    if sentence:
         raise ValueError(
-            f"The shift '{shift}' has no severity from 1 to 5. Write it as fog:5, or clean."
+            f"{model.name} on {data.name}: {sentence} To run it all the same, allow it by name: "
+            "--allow preprocessing."
         )
-    if name not in CORRUPTIONS:
-        raise ValueError(
-            f"There is no corruption '{name}' (known: {', '.join(CORRUPTIONS)})."
-            f"{suggest(name, CORRUPTIONS)}"
-        )
-    return name, int(severity)
+
+
+def _locally(
+    specs: Sequence[Spec],
+    models: Mapping[str, Model],
+    data: Data | Released,
+    source: Data | None,
+    watch: Watch,
+) -> Iterator[Row]:
+    for spec in specs:
+
+        def progress(images: int, wrong: int, spec: Spec = spec) -> None:
+            watch(spec, images, wrong)
+
+        row = measure(spec, models[spec.model], data, source, progress)
+        if row["status"] == "failed":  # so that the bar goes on
+            watch(spec, samples(spec, data), 0)
+        yield row
+
+
+def _by_ray(
+    specs: Sequence[Spec],
+    models: Mapping[str, Model],
+    data: Data | Released,
+    source: Data | None,
+    watch: Watch,
+) -> Iterator[Row]:
+    """Run a task for each row; Ray runs one again whose worker dies."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("--engine ray needs ray: pip install 'testtime[ray]'.") from error
+    started = not ray.is_initialized()
+    if started:
+        ray.init(log_to_driver=False, include_dashboard=False)
+    try:
+        held = {name: ray.put(model) for name, model in models.items()}
+        shared = ray.put(data), ray.put(source)
+        task = ray.remote(max_retries=-1)(_task)
+        waiting = {
+            task.options(num_gpus=1 if spec.device.startswith("cuda") else 0).remote(
+                spec, held[spec.model], *shared
+            ): spec
+            for spec in specs
+        }
+        while waiting:
+            (ready,), _ = ray.wait(list(waiting), num_returns=1)
+            spec = waiting.pop(ready)
+            yield ray.get(ready)
+            watch(spec, samples(spec, data), 0)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _task(spec: Spec, model: Model, data: Data | Released, source: Data | None) -> Row:
+    return measure(spec, model, data, source)

@@ -1,54 +1,131 @@
-"""Rows as a table on the terminal: a line for each model and method, a column for each shift."""
-
-from collections.abc import Sequence
+"""Comparisons as tables: on the terminal, in Markdown, in LaTeX."""
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
 
-from testtime.bench.run import Row
+from testtime.bench.summary import Comparison, Line
 
 MEAN = "mean"
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """Return the errors in percent; the lowest of each model under each shift is bold."""
-    shifts = list(dict.fromkeys(_shift(row) for row in rows))
-    errors: dict[tuple[str, str], dict[str, float]] = {}
-    seconds: dict[tuple[str, str], float] = {}
-    for row in rows:
-        key = (row.model, row.method)
-        errors.setdefault(key, {})[_shift(row)] = 100 * row.error
-        seconds[key] = seconds.get(key, 0.0) + row.seconds
-    for line in errors.values():
-        line[MEAN] = sum(line.values()) / len(line)
+def terminal(comparisons: list[Comparison]) -> Group:
+    """Return the errors in percent, a table for each setting; the lowest of a shift is bold."""
+    return Group(*(_terminal(comparison) for comparison in comparisons))
+
+
+def _terminal(comparison: Comparison) -> Table:
+    shifts = comparison.shifts
     out = Table(
-        title=f"Error in %: {rows[0].images:,} images, batches of {rows[0].batch_size}",
-        caption=f"{rows[0].data}. Each column starts from the source model.",
+        title=f"Error in %: {comparison.setting}",
+        caption=_caption(comparison),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
+        caption_justify="left",
     )
-    out.add_column("model", no_wrap=True)
     out.add_column("method", no_wrap=True)
-    for shift in [*shifts, MEAN, "s"]:
-        out.add_column(shift.replace(" ", "\n"), justify="right", no_wrap=True)
-    previous = ""
-    for (model, method), line in errors.items():
-        rivals = [other for (m, _), other in errors.items() if m == model]
-        cells = [
-            _cell(line[shift], min(other[shift] for other in rivals)) for shift in [*shifts, MEAN]
-        ]
-        if previous and model != previous:
-            out.add_section()
-        shown = "" if model == previous else model
-        out.add_row(shown, method, *cells, f"{seconds[model, method]:.1f}")
-        previous = model
+    for head in [*map(_head, shifts), MEAN, "±95%", "ms"]:
+        out.add_column(head, justify="right", no_wrap=True)
+    lowest = _lowest(comparison)
+    for line in comparison.done:
+        cells = [_bold(line.by_shift.get(s), lowest[s], "[bold]{}[/bold]") for s in shifts]
+        low, high = line.error_interval
+        out.add_row(
+            line.method,
+            *cells,
+            _bold(line.error, lowest[MEAN], "[bold]{}[/bold]"),
+            f"{50 * (high - low):.2f}",
+            f"{line.milliseconds[0]:.2f}",
+        )
     return out
 
 
-def _cell(error: float, lowest: float) -> str:
-    return f"[bold]{error:.2f}[/bold]" if error == lowest else f"{error:.2f}"
+def markdown(comparisons: list[Comparison]) -> str:
+    """Return the errors in percent as Markdown tables, the lowest of a shift in bold."""
+    return "\n\n".join(_markdown(comparison) for comparison in comparisons)
 
 
-def _shift(row: Row) -> str:
-    return f"{row.shift} {row.severity}".replace("_", " ") if row.severity else row.shift
+def _markdown(comparison: Comparison) -> str:
+    shifts, lowest = comparison.shifts, _lowest(comparison)
+    heads = ["method", *(_head(s).replace("\n", " ") for s in shifts), MEAN, "95 % interval"]
+    lines = [
+        f"{comparison.setting}; error in %.",
+        "",
+        f"| {' | '.join(heads)} |",
+        "| --- |" + " ---: |" * (len(heads) - 1),
+    ]
+    for line in comparison.done:
+        cells = [_bold(line.by_shift.get(s), lowest[s], "**{}**") for s in shifts]
+        cells += [_bold(line.error, lowest[MEAN], "**{}**"), _interval(line)]
+        lines.append(f"| `{line.method}` | {' | '.join(cells)} |")
+    if caption := _caption(comparison):
+        lines += ["", caption]
+    return "\n".join(lines)
+
+
+def latex(comparisons: list[Comparison]) -> str:
+    """Return the errors in percent as LaTeX tables (booktabs), the lowest of a shift in bold."""
+    return "\n\n".join(_latex(comparison) for comparison in comparisons)
+
+
+def _latex(comparison: Comparison) -> str:
+    shifts, lowest = comparison.shifts, _lowest(comparison)
+    heads = ["method", *(_escape(_head(s).replace("\n", " ")) for s in shifts), MEAN, "95\\,\\%"]
+    lines = [
+        "\\begin{table}",
+        f"\\caption{{Error in \\%: {_escape(str(comparison.setting))}. "
+        f"{_escape(_caption(comparison))}}}",
+        f"\\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
+        "\\toprule",
+        " & ".join(heads) + " \\\\",
+        "\\midrule",
+    ]
+    for line in comparison.done:
+        cells = [_bold(line.by_shift.get(s), lowest[s], "\\textbf{{{}}}") for s in shifts]
+        cells += [_bold(line.error, lowest[MEAN], "\\textbf{{{}}}"), _interval(line)]
+        lines.append(f"{_escape(line.method)} & {' & '.join(cells)} \\\\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}"])
+
+
+def _caption(comparison: Comparison) -> str:
+    said = []
+    if not comparison.even:
+        said.append("Not all methods ran under all shifts: their means are not comparable.")
+    for line in comparison.lines:
+        if line.rows and line.collapsed:
+            said.append(
+                f"{line.method} collapsed under {', '.join(dict.fromkeys(line.collapsed))}."
+            )
+        if line.failed:
+            said.append(f"{line.method} failed: {' '.join(line.failed)}")
+    return " ".join(said)
+
+
+def _lowest(comparison: Comparison) -> dict[str, float]:
+    found = {MEAN: min((line.error for line in comparison.done), default=0.0)}
+    for shift in comparison.shifts:
+        found[shift] = min(
+            line.by_shift[shift] for line in comparison.done if shift in line.by_shift
+        )
+    return found
+
+
+def _bold(error: float | None, lowest: float, form: str) -> str:
+    if error is None:
+        return "-"
+    shown = f"{100 * error:.2f}"
+    return form.format(shown) if error == lowest else shown
+
+
+def _interval(line: Line) -> str:
+    low, high = line.error_interval
+    return f"{100 * low:.2f} to {100 * high:.2f}"
+
+
+def _head(shift: str) -> str:
+    return shift.replace("_", "\n").replace(":", "\n")
+
+
+def _escape(text: str) -> str:
+    return "".join(f"\\{c}" if c in "&%$#_{}" else c for c in text)

@@ -11,10 +11,11 @@ def command() -> None:
     weights. Four corruptions at severity 5, batches of 64, each from the source model.
     """
     from testtime import demo
-    from testtime.bench import load_data
+    from testtime.bench import grid, load_data
     from testtime.cli._show import show
 
     models = {name: demo.load(name)[0] for name in demo.MODELS}
     shifts = ["clean", *(f"{name}:5" for name in demo.CORRUPTIONS)]
-    for _ in show(models, load_data("digits"), ["source", "bn", "tent"], shifts, 64, 0):
-        pass
+    data = load_data("digits")
+    specs = grid(models, data.name, ["source", "bn", "tent"], shifts)
+    show(models, data, None, specs)

@@ -14,10 +14,10 @@ def command(model: str, data: str | None, batch_size: int) -> None:
     batch of inputs.
     """
     from testtime.adaptation.doctor import doctor
-    from testtime.bench import load_data
+    from testtime.bench.run import read_source
     from testtime.models.load import load_with_inputs
 
     network, x = load_with_inputs(model)
     if data:
-        x = load_data(data).images[:batch_size]
+        x = read_source(data).samples[list(range(batch_size))]
     click.echo(str(doctor(network, x)))

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from testtime._suggest import suggest
+from testtime.models.hubs import huggingface_model, timm_model, torchvision_model
 from testtime.models.resnet import CifarResNet, Normalize, ResNetGN
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -23,6 +24,13 @@ CHECKPOINTS: dict[str, tuple[Callable[[], nn.Module], tuple[Sequence[float], Seq
     "resnet20": (lambda: CifarResNet(20), _IMAGENET),
     "resnet56": (lambda: CifarResNet(56), _IMAGENET),
     "resnet26gn": (lambda: ResNetGN(26), _HALF),
+}
+
+
+HUBS: dict[str, Callable[..., nn.Module]] = {
+    "timm": timm_model,
+    "torchvision": torchvision_model,
+    "hf": huggingface_model,
 }
 
 
@@ -86,8 +94,10 @@ def load_with_inputs(spec: str) -> tuple[nn.Module, Any]:
 
     Args:
         spec: ``resnet20:FILE``, ``resnet56:FILE`` or ``resnet26gn:FILE`` (published CIFAR-10
-            networks, from images in [0, 1]), or ``package.module:factory``; a factory takes no
-            arguments and returns a model, or a model and inputs.
+            networks, from images in [0, 1]); ``timm:NAME[:FILE]``, ``torchvision:NAME[:FILE]``,
+            ``hf:NAME_OR_FOLDER`` (their own normalisation in front, so from images in [0, 1] too);
+            or ``package.module:factory``; a factory takes no arguments and returns a model, or a
+            model and inputs.
 
     Raises:
         ValueError, FileNotFoundError: what was wrong, and what would do.
@@ -96,8 +106,11 @@ def load_with_inputs(spec: str) -> tuple[nn.Module, Any]:
     if not colon:
         raise ValueError(
             f"The model '{spec}' has no ':'. Write NETWORK:FILE with one of "
-            f"{', '.join(CHECKPOINTS)}, or package.module:factory."
+            f"{', '.join(CHECKPOINTS)}, {', '.join(f'{hub}:NAME' for hub in HUBS)}, or "
+            "package.module:factory."
         )
+    if kind in HUBS:
+        return HUBS[kind](*rest.split(":")), None
     mistyped = "." not in kind and suggest(kind, CHECKPOINTS)
     if kind in CHECKPOINTS or mistyped:
         return load_checkpoint(kind, rest), None

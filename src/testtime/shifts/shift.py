@@ -57,9 +57,9 @@ def shifted(
     >>> foggy = shifted(digits, "fog:5")
     >>> image, label = foggy[0]
 
-    The draws of an image depend on the seed, its index in the data, the corruption and its
-    severity, and on nothing else: not on its batch, nor on what was asked for before. So images go
-    through ``corrupt`` one by one. ``.load()`` keeps the outcome for many readings.
+    The outcome is cut to 8-bit levels, as in the released sets. The draws of an image depend on the
+    seed, its index in the data, the corruption and its severity, and on nothing else: not on its
+    batch, nor on what was asked for before. ``.load()`` keeps the outcome for many readings.
 
     Args:
         data: images ``[N, 3, H, W]``.
@@ -93,7 +93,7 @@ class _Shifted:
 
     def __getitem__(self, index: list[int], /) -> Tensor:
         images = self.samples[index].to(self.device)
-        for name, severity in self.corruptions:
+        for place, (name, severity) in enumerate(self.corruptions, 1):
             # Generators on the CPU take 32 bits of a seed: counting up keeps images apart.
             first = derive(self.seed, name, severity)
             own = [torch.Generator(self.device).manual_seed((first + i) % 2**63) for i in index]
@@ -106,6 +106,7 @@ class _Shifted:
                         severity,
                         generator=own[k : k + some],
                         table=self.table,
+                        cut=place == len(self.corruptions),
                     )
                     for k in range(0, len(index), some)
                 ]
