@@ -1,0 +1,1 @@
+"""Training: the outer loops of the published recipes."""
