@@ -1,6 +1,6 @@
 """MTTT and attention: where they are the same, and by how much each broken assumption shows.
 
-Derivation: docs/mttt.md. Source: arXiv 2310.13807, section 3.
+Source: arXiv 2310.13807, section 3.
 """
 
 import pytest

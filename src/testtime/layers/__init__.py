@@ -5,6 +5,7 @@ from testtime.layers.mixer import MIXERS, mixer
 from testtime.layers.mttt import MTTT
 from testtime.layers.official import from_official, to_official
 from testtime.layers.record import record_inner
+from testtime.layers.replace import replace_attention
 from testtime.layers.vittt import ViTTT
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "from_official",
     "mixer",
     "record_inner",
+    "replace_attention",
     "to_official",
 ]

@@ -49,7 +49,7 @@ class MTTT(Recorded):
     values, loss scale, GELU and eps are those of the authors' code.
     """
 
-    inner_lr: Tensor
+    inner_lr: nn.Parameter | tuple[float, ...]
 
     def __init__(
         self,
@@ -94,17 +94,17 @@ class MTTT(Recorded):
                 del self.inner[name]
         # In a list, so that the module's own weights are no parameters: `inner` has them.
         self._learner = [learner]
-        rates = torch.tensor([inner_lr] if isinstance(inner_lr, int | float) else [*inner_lr])
-        if rates.numel() not in range(1, max(steps, 1) + 1):
+        rates = [inner_lr] if isinstance(inner_lr, int | float) else [*inner_lr]
+        if not 1 <= len(rates) <= max(steps, 1):
             raise ValueError(
-                f"inner_lr has {rates.numel()} rates for {steps} steps; give one for all, or at "
+                f"inner_lr has {len(rates)} rates for {steps} steps; give one for all, or at "
                 "most one a step (the last is repeated)."
             )
         if learn_inner_lr:
-            rates = torch.cat([rates, rates[-1:].expand(max(steps, 1) - len(rates))])
-            self.inner_lr = nn.Parameter(rates[:, None].repeat(1, num_heads))
+            rates += rates[-1:] * (max(steps, 1) - len(rates))
+            self.inner_lr = nn.Parameter(torch.tensor(rates)[:, None].repeat(1, num_heads))
         else:
-            self.register_buffer("inner_lr", rates, persistent=False)
+            self.inner_lr = tuple(rates)
         self.reset_parameters()
 
     @property

@@ -26,9 +26,14 @@ class Recorded(nn.Module):
 def record_inner(model: nn.Module, state: bool = False) -> Iterator[dict[str, list[Inner]]]:
     """Collect the inner losses of every layer and step for as long as the context lasts.
 
+    >>> import torch
+    >>> from testtime.models import ViT
+    >>> model = ViT("mttt-mlp", image_size=32, patch_size=8, depth=2)
     >>> with record_inner(model) as record:
-    ...     model(images)
-    >>> record["blocks.0.attn"][0].losses.sum(1).mean(0)  # as the authors log them: [T + 1]
+    ...     logits = model(torch.rand(2, 3, 32, 32))
+    >>> losses = record["blocks.1.attn"][0].losses
+    >>> losses.sum(1).mean(0).shape  # as the authors log them: T + 1 numbers a layer
+    torch.Size([2])
 
     Losses come without gradient and cost about a forward of the learner a step. Not for compiled
     models, which would have to be compiled again.

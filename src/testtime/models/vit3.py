@@ -7,7 +7,6 @@ have the names of the authors' code.
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -74,7 +73,7 @@ class ViT3(nn.Module):
     ) -> None:
         super().__init__()
         self.patch_embed = _Patches(in_chans, dim, patch_size)
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        rates = _rising(drop_path, depth)
         self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio, drop_path=r) for r in rates)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = nn.Linear(dim, num_classes)
@@ -125,7 +124,7 @@ class HViT3(nn.Module):
     ) -> None:
         super().__init__()
         self.patch_embed = _Stem(in_chans, dims[0])
-        rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+        rates = iter(_rising(drop_path, sum(depths)))
         self.layers = nn.ModuleList()
         for s, (dim, depth, heads) in enumerate(zip(dims, depths, num_heads, strict=True)):
             blocks = [
@@ -343,6 +342,11 @@ def _tokens(image: Tensor) -> tuple[Tensor, Grid]:
 
 def _depthwise(dim: int) -> nn.Conv2d:
     return nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+
+
+def _rising(last: float, count: int) -> list[float]:
+    """Return that many rates, from 0 linearly to the last."""
+    return [last * i / max(count - 1, 1) for i in range(count)]
 
 
 def _start(module: nn.Module) -> None:

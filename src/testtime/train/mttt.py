@@ -18,9 +18,11 @@ class OfficialAdam(torch.optim.Optimizer):
     epsilon. The first moment is decayed and kept in bfloat16, and used before it is rounded. Decay
     is multiplied by the rate, as in ``AdamW``. No step looks at the host.
 
+    >>> from testtime.models import ViT
+    >>> model = ViT("mttt-mlp", image_size=32, patch_size=8, depth=1)
     >>> optimizer = OfficialAdam(parameter_groups(model), lr=1e-3)
     >>> schedule = torch.optim.lr_scheduler.LambdaLR(
-    ...     optimizer, lambda step: warmup_cosine(step, total_steps)
+    ...     optimizer, lambda step: warmup_cosine(step, total_steps=1000, warmup_steps=100)
     ... )
 
     Args:
@@ -95,6 +97,12 @@ class OfficialAdam(torch.optim.Optimizer):
                 p.sub_(group["lr"] * (update + group["weight_decay"] * p))
                 old.copy_(first)
         return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what ``state_dict`` gave; the first moment stays in bfloat16."""
+        super().load_state_dict(state_dict)  # which gives it the parameter's dtype
+        for state in self.state.values():
+            state["exp_avg"] = state["exp_avg"].bfloat16()
 
 
 def parameter_groups(model: nn.Module, weight_decay: float = 0.1) -> list[dict[str, Any]]:

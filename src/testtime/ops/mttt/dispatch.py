@@ -51,7 +51,11 @@ def mttt(
     with ``f(q; W_T)``; the gradient of whatever follows goes through the steps.
 
     Half-precision inputs are computed in float32 and answered in their own dtype; autocast is off
-    inside. A value that is not finite spoils the answers of its own image alone.
+    inside. A value that is not finite spoils the answers of its own image alone. Every form works
+    under ``torch.compile(fullgraph=True)``, activation checkpointing, ``no_grad`` and
+    ``inference_mode``; a module as learner and ``form="reference"`` either compile or are
+    checkpointed, not both at once. A second derivative have all forms but ``narrow`` and
+    ``chunked``, which refuse it.
 
     Args:
         q: queries ``[B, H, N, P]``, any number of them.

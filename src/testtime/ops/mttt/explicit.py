@@ -1,9 +1,11 @@
 """Forward and backward by hand, over blocks of tokens; inputs and adapted weights alone are kept.
 
-Both are sums over tokens once the weights are known (page 3.3), so that each is two sweeps: forward
-one sweep a step for the weights and one for the answers; backward one for the weights' gradient and
-one a step for the rest. Under one block for all tokens this is the narrow form, under several the
-chunked one. A letter with a trailing underscore is the gradient of the outer loss.
+The inner gradient is a sum over tokens, and what goes back through a step is token-wise once the
+gradient of the weights after it is known. So each way is made of sweeps over blocks of tokens:
+forward one a step for the weights and one for the answers; backward one for the gradient of the
+adapted weights and one a step, from the last to the first, for the rest. Under one block for all
+tokens this is the narrow form, under several the chunked one. A letter with a trailing underscore
+is the gradient of the outer loss.
 """
 
 from collections.abc import Iterator
@@ -52,22 +54,11 @@ def run(
 
 class _Explicit(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        plan: _Plan,
-        q: Tensor,
-        k: Tensor,
-        x: Tensor,
-        valid: Tensor | None,
-        order: Tensor | None,
-        rates: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        *w0: Tensor,
-    ) -> tuple[Tensor, ...]:
-        inner = narrow(Decoder(weight, bias, scale, shift, plan.eps))
+    def forward(ctx: Any, plan: _Plan, *tensors: Any) -> tuple[Tensor, ...]:
+        # Not as parameters of their own: without gradients torch.compile (2.13) takes a forward by
+        # the number of those, and miscounts where that is one less than the arguments.
+        q, k, x, valid, order, rates, g, g_b, scale, shift, *w0 = tensors
+        inner = narrow(Decoder(g, g_b, scale, shift, plan.eps))
         sweep = _Sweep(plan, inner, k, x, valid, order)
         w, kept, deltas, losses = dict(zip(plan.names, w0, strict=True)), [], [], []
         for step in range(plan.taken):
@@ -86,7 +77,7 @@ class _Explicit(torch.autograd.Function):
         if not ctx.needs_input_grad[6]:
             deltas = []
         moved = [tensor for delta in deltas for tensor in delta.values()]
-        saved = (q, k, x, valid, order, rates, weight, bias, scale, shift)
+        saved = (q, k, x, valid, order, rates, g, g_b, scale, shift)
         ctx.save_for_backward(*saved, *w.values(), *history, *moved)
         ctx.plan = plan
         found = torch.stack(losses, -1) if plan.wants_losses else q.new_empty(0)
@@ -97,7 +88,7 @@ class _Explicit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, o_: Tensor, _: Any, *w_: Tensor) -> tuple[Any, ...]:
         plan: _Plan = ctx.plan
-        q, k, x, valid, order, rates, weight, bias, scale, shift, *rest = ctx.saved_tensors
+        q, k, x, valid, order, rates, g, g_b, scale, shift, *rest = ctx.saved_tensors
         size = len(plan.names)
         groups = [
             dict(zip(plan.names, rest[i : i + size], strict=True))
@@ -105,7 +96,7 @@ class _Explicit(torch.autograd.Function):
         ]
         w, kept, deltas = groups[0], groups[1 : 1 + plan.taken], groups[1 + plan.taken :]
         with torch.no_grad():
-            inner = narrow(Decoder(weight, bias, scale, shift, plan.eps))
+            inner = narrow(Decoder(g, g_b, scale, shift, plan.eps))
             sweep = _Sweep(plan, inner, k, x, valid, order)
             of_w = dict(zip(plan.names, w_, strict=True))
             q_ = torch.empty_like(q)

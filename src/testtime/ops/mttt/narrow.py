@@ -1,4 +1,7 @@
-"""E, the gradient at the prediction, from P numbers a token in place of D (page 3.4), and back.
+"""E, the gradient at the prediction, from P numbers a token in place of D, and back.
+
+With V = m G + g_b the decoded prediction and Z the gradient there, E = Z G^T. Neither V nor Z, D
+numbers a token and head, is made: what E needs of them are products of G with itself and with x.
 
 ``Plain`` is a decoder without LayerNorm, ``Normed`` one with it. Each has per-head constants made
 from the decoder, the token's values v [B, H, n, P] and t [B, H, n, 1], ``error`` from predictions m
@@ -58,7 +61,11 @@ class Plain(NamedTuple):
 
 
 class Normed(NamedTuple):
-    """E = (q - kappa r) / S; the names are those of the derivation in docs/mttt.md."""
+    """E = (q - kappa r) / S, S the deviation of V, from products of the centred G and g_b.
+
+    With a = m K + k1, r = m C + c: S^2 = m.(r + c) + c0 + eps, q = a / S + s1 - v,
+    kappa = (z / S + w) / S^2, z = m.(a + k1) + k0, w = m.(s1 - v) + s0 - t.
+    """
 
     decoder: Decoder
     g0: Tensor  # rows of G, centred: [H, P, D]

@@ -44,7 +44,10 @@ class Decoder(NamedTuple):
         return _total(square, tokens.valid) / (2 * self.normaliser(tokens))
 
     def error(self, tokens: Tokens) -> Callable[[Tensor], Tensor]:
-        """Return the function from predictions m to E [B, H, n, P] (page 3.2), not normalised."""
+        """Return the function from predictions m to E [B, H, n, P], not normalised.
+
+        E is the gradient of half the squared error there: Z G^T, with Z that at the decoded token.
+        """
 
         def at(m: Tensor) -> Tensor:
             v = m @ self.weight + self.bias
