@@ -205,12 +205,12 @@ def test_a_module_is_a_learner():
 
     def answer(q, k):
         w0 = {own: given.w0[n].mT if "weight" in n else given.w0[n] for own, n in names.items()}
-        return mttt(q, k, given.x, w0, given.decoder, learner=net, steps=2)[0]
+        return mttt(q, k, given.x, w0, given.decoder, learner=net)[0]
 
     def gradients(o):
         return torch.autograd.grad(o.square().sum(), given.leaves())
 
-    want = given.run(steps=2)[0]
+    want = given.run()[0]
     wanted = [want, *gradients(want)]
     q, k = given.q, given.k
     for got in (

@@ -37,6 +37,7 @@ MASK = torch.zeros(2, 13, dtype=torch.bool)
         ({"inner_lr": (1.0, 1.0)}, "2 rates for 1 steps"),
         ({"inner_lr": ()}, "0 rates for 1 steps"),
         ({"inner_lr": torch.ones(())}, r"shape \[\]"),
+        ({"inner_lr": torch.ones(1, 2)}, r"shape \[1, 2\]; give \[T\] or \[T, 3\]"),
         ({"q": torch.zeros(2, 3, 13, 5)}, r"q is \[2, 3, 13, 5\]"),
         ({"k": torch.zeros(2, 3, 0, 4), "q": torch.zeros(2, 3, 2, 4)}, "no tokens"),
         ({"x": torch.zeros(2, 13, 9)}, r"x is \[2, 13, 9\]"),

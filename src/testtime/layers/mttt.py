@@ -1,6 +1,7 @@
 """The MTTT layer."""
 
 import math
+import re
 import warnings
 from collections.abc import Sequence
 
@@ -170,7 +171,8 @@ class MTTT(Recorded):
 
     def no_weight_decay(self) -> set[str]:
         """Return the parameters that the official recipe does not decay: all but kernels."""
-        return {n for n, _ in self.named_parameters() if not n.split(".")[-1].startswith("weight")}
+        last = {n: re.split("[./]", n)[-1] for n, _ in self.named_parameters()}
+        return {n for n, part in last.items() if not part.startswith("weight")}
 
     def flops(self, tokens: int) -> int:
         """Return a forward's FLOPs for one image by the formulas of the authors' count.

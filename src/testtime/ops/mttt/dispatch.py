@@ -176,11 +176,11 @@ def _form(
     norm = isinstance(objective, Decoder) and objective.scale is not None
     lacks = ""
     if form != "reference" and isinstance(learner, nn.Module):
-        lacks = "no gradient of a module"
+        lacks = "no case for a module"
     elif form in ("narrow", "chunked") and not (
         isinstance(objective, Decoder) and learner in ("linear", "mlp")
     ):
-        lacks = "the linear and the mlp learner under a Decoder only"
+        lacks = "cases for the linear and the mlp learner under a Decoder only"
     elif form == "moments" and not (
         learner == "linear"
         and isinstance(objective, Decoder)
@@ -188,7 +188,10 @@ def _form(
         and steps == 1
         and order is None
     ):
-        lacks = "one step of the linear learner on all tokens, under a Decoder without LayerNorm"
+        lacks = (
+            "a case for one step of the linear learner on all tokens, under a Decoder without "
+            "LayerNorm, only"
+        )
     if lacks:
         raise ValueError(f"The form '{form}' has {lacks}. Choose form='auto'.")
     return form
@@ -271,10 +274,14 @@ def _rates(inner_lr: float | Sequence[float] | Tensor, steps: int, heads: int, q
                 "one a step (the last is repeated)."
             )
         inner_lr = q.new_tensor(given)
-    elif inner_lr.dim() == 0 or inner_lr.dim() > 2 or inner_lr.shape[0] > max(steps, 1):
+    elif (
+        inner_lr.dim() not in (1, 2)
+        or not 1 <= inner_lr.shape[0] <= max(steps, 1)
+        or inner_lr.shape[1:] not in ((), (1,), (heads,))
+    ):
         raise ValueError(
-            f"inner_lr has the shape {[*inner_lr.shape]}; give [T] or [T, H], with T at most "
-            f"{steps}."
+            f"inner_lr has the shape {[*inner_lr.shape]}; give [T] or [T, {heads}], with T at most "
+            f"{max(steps, 1)}."
         )
     rates = inner_lr.to(q.dtype).view(inner_lr.shape[0], -1)
     more = rates[-1:].expand(max(steps - rates.shape[0], 0), -1)
