@@ -114,9 +114,7 @@ class _Explicit(torch.autograd.Function):
             x_, *decoder_ = sweep.finish()
         grads = (q_, sweep.k_, x_, None, None, rates_, *decoder_, *of_w.values())
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            grads = _Final.apply(  # type: ignore[no-untyped-call]
-                *(plan.form, o_, *grads)
-            )
+            grads = _Final.apply(plan.form, o_, *grads)  # type: ignore[no-untyped-call]
         return (None, *grads)
 
 
@@ -154,6 +152,13 @@ class _Sweep:
         self.valid = None if valid is None else valid.expand(-1, k.shape[1], -1, -1)
         self.v, t = inner.values(x)
         self.t = t.expand(-1, k.shape[1], -1, -1)
+        # What |R|^2 has beside the square error that the narrow form knows, [B, H, N, 1].
+        shift, heads = inner.decoder.shift, k.shape[1]
+        if plan.wants_losses:
+            rest = x.square().sum(-1)[:, None]
+            if shift is not None:
+                rest = rest - 2 * (x @ shift.mT).mT + shift.square().sum(-1)[:, None]
+            self.rest = rest[..., None].expand(-1, heads, -1, -1)
         self.sums: Sums = {}
         self.k_ = self.v_ = self.t_ = torch.empty(0)
 
@@ -215,8 +220,9 @@ class _Sweep:
     def _normaliser(self, step: int | None) -> Tensor:
         """Return n D / H, [B or 1, H or 1], of a step's tokens or of all."""
         heads, _, width = self.inner.decoder.weight.shape
-        order = None if step is None else self.order
-        index = None if order is None else order.tensor_split(self.plan.steps, -1)[step or 0]
+        index = None
+        if self.order is not None and step is not None:
+            index = self.order.tensor_split(self.plan.steps, -1)[step]
         if self.valid is None:
             n = self.k.shape[2] if index is None else index.shape[-1]
             return self.k.new_full((1, 1), n * (width / heads))
@@ -225,14 +231,8 @@ class _Sweep:
 
     def _square(self, m: Tensor, place: Place) -> Tensor:
         _, v, t, valid = self._at(place)
-        shift = self.inner.decoder.shift
-        if shift is None:
-            rest = self.x.square().sum(-1)[:, None]
-        else:
-            rest = self.x.square().sum(-1)[:, None] - 2 * (self.x @ shift.mT).mT
-            rest = rest + shift.square().sum(-1)[:, None]
-        rest = _take(rest.expand(-1, m.shape[1], -1)[..., None], place)
-        return masked(self.inner.square_error(m, v, t) + rest, valid).sum((-2, -1))
+        square = self.inner.square_error(m, v, t) + _take(self.rest, place)
+        return masked(square, valid).sum((-2, -1))
 
 
 def _predict(w: Weights, u: Tensor) -> Tensor:
