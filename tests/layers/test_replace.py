@@ -128,9 +128,14 @@ def test_a_grid_is_for_tokens_that_have_a_place_on_it():
         (lambda: hugging_face(attention_probs_dropout_prob=0.1), "attention dropout"),
         (lambda: nn.MultiheadAttention(24, 3, add_bias_kv=True), "key and value biases"),
         (lambda: nn.MultiheadAttention(24, 3, kdim=8), "keys of another width"),
+        (lambda: nn.TransformerDecoderLayer(24, 3, 48, 0.0), "'self_attn' has causal use"),
         (
             lambda: timm.create_model("swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1)),
             "WindowAttention, which may have relative positions",
+        ),
+        (
+            lambda: timm.layers.attention.AttentionRope(24, 3),
+            "AttentionRope, which may have relative positions, rotations",
         ),
         (lambda: mixer("linear-elu", 24, 3), "an elu feature map, a divisor from the data"),
         (lambda: nn.Linear(2, 2), "No attention to replace in Linear: it has none"),
@@ -185,6 +190,16 @@ class TestCalledAsPyTorchCallsAttention:
         torch.testing.assert_close(y[:, :3], layer.mixer(x[:, :3]))
         added = torch.zeros(2, 5).masked_fill(mask, -torch.inf)
         assert torch.equal(layer(x, x, x, key_padding_mask=added)[0], y)
+
+    def test_an_encoder_makes_no_nested_tensors_for_it(self):
+        torch.manual_seed(0)
+        block = nn.TransformerEncoderLayer(24, 4, 48, 0.0, batch_first=True)
+        encoder = replace_attention(nn.TransformerEncoder(block, 2).eval(), "mttt-mlp")
+        x, mask = torch.randn(2, 5, 24), torch.zeros(2, 5, dtype=torch.bool)
+        mask[:, 3:] = True
+        with torch.no_grad():
+            y = encoder(x, src_key_padding_mask=mask)
+            torch.testing.assert_close(y[:, :3], encoder(x[:, :3]))
 
     def test_what_only_attention_can_do_is_refused(self, layer):
         x = torch.randn(2, 5, 24)

@@ -1,6 +1,22 @@
 """MTTT and attention: where they are the same, and by how much each broken assumption shows.
 
-Source: arXiv 2310.13807, section 3.
+A linear learner, one step. From W0 = 0 without bias every prediction is zero, so the decoder gives
+g_b and the residual at token j is g_b - x_j. The gradient of ``H / (2 n D) sum |m G + g_b - x|^2``
+there is ``-(H / n D) sum_j k_j^T (x_j - g_b) G^T``, and one step of size eta against it gives
+``W_1 = (eta H / n D) sum_j k_j^T v_j`` with v_j = (x_j - g_b) G^T. The answer q_i W_1 is
+``(eta H / n D) sum_j <q_i, k_j> v_j``: linear attention with the identity map, divided by n D / H,
+whose value projection is G^T and whose value bias is -g_b G^T. The derivation uses each of: a
+linear learner, no bias, W0 = 0, one step, all tokens, no LayerNorm.
+
+With a bias from zero the learner is a linear one without, on (k, 1). A second step at rate 1 starts
+from W_1: its residual has k_j W_1 G besides, so W_2 = 2 W_1 - (H / n D) K^T K W_1 G G^T.
+
+A learner without weights: the Nadaraya-Watson estimate of the values, sum_j kappa(q_i, k_j) v_j
+over sum_j kappa(q_i, k_j), with kappa(q, k) = exp(q . k). The weights of its mean are a softmax
+over the tokens, so it is a head of softmax attention, without scale. Nothing is left for a step to
+change.
+
+Source: arXiv 2310.13807, section 3; the divisor n D / H, in place of n, is the authors' code's.
 """
 
 import pytest

@@ -81,6 +81,7 @@ def replace_attention(
     if init not in ("attention", "fresh"):
         raise ValueError(f"init is '{init}'; choose 'attention' or 'fresh'.")
     chosen = _choose(model, where)
+    _refuse_decoders(model, chosen)
     found = {name: _read(name, module) for name, module in chosen.items()}
 
     made = {}
@@ -107,6 +108,10 @@ def replace_attention(
         if not name:  # the model is an attention itself
             return layer
         model.set_submodule(name, layer)
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            # Padded rows would be cut to nested tensors, by the weights of an attention.
+            module.use_nested_tensor = False
     return model
 
 
@@ -230,7 +235,17 @@ def _choose(model: nn.Module, where: str | Callable[[str], bool] | None) -> dict
 
 def _is_attention(module: nn.Module) -> bool:
     name = type(module).__name__
-    return isinstance(module, nn.MultiheadAttention) or name.endswith(("Attention", "Attn"))
+    # Blocks that hold an attention are none, nor are pools that attend to one learned query.
+    named_so = re.search(r"(Attention(Rope|\dd)?|Attn)$", name)
+    return isinstance(module, nn.MultiheadAttention) or named_so is not None
+
+
+def _refuse_decoders(model: nn.Module, chosen: dict[str, nn.Module]) -> None:
+    for path, module in model.named_modules():
+        if isinstance(module, nn.TransformerDecoderLayer):
+            for name in chosen:
+                if name.startswith(f"{path}." if path else ""):
+                    _refuse(name, causal_use_or_another_sequence_to_attend_to=True)
 
 
 def _read(name: str, module: nn.Module) -> _Attention:
