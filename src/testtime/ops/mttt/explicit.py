@@ -278,21 +278,21 @@ def _gradient_back(
     """
     if "weight" in w:
         m = affine(u, w["weight"], w.get("bias"))
-        e = masked(inner.error(m, v, t), valid)
         e_ = affine(u, c["weight"], c.get("bias"))
-        m_, v_, t_, sums = inner.backward(m, v, t, masked(e_, valid))
+        e, m_, v_, t_, sums = inner.backward(m, v, t, masked(e_, valid))
+        e = masked(e, valid)
         grads = present(w, weight=u.mT @ m_, bias=m_.sum(-2))
         return e @ c["weight"].mT + m_ @ w["weight"].mT, v_, t_, grads, sums
     p = affine(u, w["weight_1"], w.get("bias_1"))
     a = gelu(p)
     m = affine(a, w["weight_2"], w.get("bias_2"))
-    e = masked(inner.error(m, v, t), valid)
-    f = e @ w["weight_2"].mT
-    d = times_slope(f, p)
     d_ = affine(u, c["weight_1"], c.get("bias_1"))
     f_ = times_slope(d_, p)
     e_ = affine(a, c["weight_2"], c.get("bias_2")) + f_ @ w["weight_2"]
-    m_, v_, t_, sums = inner.backward(m, v, t, masked(e_, valid))
+    e, m_, v_, t_, sums = inner.backward(m, v, t, masked(e_, valid))
+    e = masked(e, valid)
+    f = e @ w["weight_2"].mT
+    d = times_slope(f, p)
     a_ = e @ c["weight_2"].mT + m_ @ w["weight_2"].mT
     p_ = d_ * f * curvature(p) + times_slope(a_, p)
     grads = present(

@@ -5,8 +5,8 @@ numbers a token and head, is made: what E needs of them are products of G with i
 
 ``Plain`` is a decoder without LayerNorm, ``Normed`` one with it. Each has per-head constants made
 from the decoder, the token's values v [B, H, n, P] and t [B, H, n, 1], ``error`` from predictions m
-to E, and ``backward`` from the gradient of E to those of m, v, t and the constants, the last summed
-over images and tokens.
+to E, and ``backward`` from the gradient of E to E once more and the gradients of m, v, t and of the
+constants, the last summed over images and tokens.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from torch import Tensor
 from testtime.ops.mttt.objectives import Decoder
 
 Sums = dict[str, Tensor]
-Back = tuple[Tensor, Tensor, Tensor, Sums]
+Back = tuple[Tensor, Tensor, Tensor, Tensor, Sums]
 
 
 class Plain(NamedTuple):
@@ -48,9 +48,9 @@ class Plain(NamedTuple):
         return along + bias @ bias - 2 * t
 
     def backward(self, m: Tensor, v: Tensor, t: Tensor, e_: Tensor) -> Back:
-        """Return the gradients of m, v and t (none), and of S and e, from that of E."""
+        """Return E and, from its gradient, those of m, v, t (none), S and e."""
         sums = {"square": over_images(m, e_), "offset": e_.sum((0, 2))}
-        return e_ @ self.square, -e_, torch.zeros_like(t[..., :1]), sums
+        return self.error(m, v, t), e_ @ self.square, -e_, torch.zeros_like(t), sums
 
     def finish(self, x: Tensor, v_: Tensor, t_: Tensor, sums: Sums) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, G, g_b and of no LayerNorm."""
@@ -125,7 +125,7 @@ class Normed(NamedTuple):
         return z / s.square() + 2 * w / s
 
     def backward(self, m: Tensor, v: Tensor, t: Tensor, e_: Tensor) -> Back:
-        """Return the gradients of m, v and t, and of the constants, from that of E."""
+        """Return E and, from its gradient, those of m, v, t and of the constants."""
         a, r, s, z, w = self._parts(m, v, t)
         lean = self.s1 - v
         kappa = (z / s + w) / s.square()
@@ -149,7 +149,7 @@ class Normed(NamedTuple):
             "cross": (r_ + omega * m).sum((0, 2)),
             "var": omega.sum((0, 2)),
         }
-        return m_, -q_ - w_ * m, -w_, sums
+        return e, m_, -q_ - w_ * m, -w_, sums
 
     def finish(self, x: Tensor, v_: Tensor, t_: Tensor, sums: Sums) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, G, g_b, gamma and beta."""
