@@ -1,1 +1,1 @@
-"""Training: networks that go on learning at test time need a second task from the start."""
+"""Training: joint with a second task, and the outer loops of the published recipes."""

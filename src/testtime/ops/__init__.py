@@ -1,0 +1,1 @@
+"""Operators that learn as they read: pure functions of tensors, which need torch alone."""
