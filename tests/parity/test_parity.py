@@ -73,6 +73,8 @@ def test_every_recording_is_named_in_the_readme() -> None:
         ("cotta/episodic", "extra/1/loss.1"),
         ("cotta/episodic", "extra/1/optim.0.weight.exp_avg_sq"),
         ("cotta/augment", "out/7/view"),
+        ("ttt-mae/init-sincos", "out/table_512_14"),
+        ("ttt-mae/target-loss", "grad/pred_norm"),
     ],
 )
 def test_a_perturbed_tensor_is_above_the_bar(tmp_path: Path, name: str, tensor: str) -> None:
