@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     # For type checkers and editors, which do not run `__getattr__`: the same names as in `_public`.
     __version__: str
     from testtime.adaptation.adapted import Adapted as Adapted
-    from testtime.adaptation.adapted import Report as Report
     from testtime.adaptation.adapted import adapt as adapt
     from testtime.adaptation.contract import LAWS as LAWS
     from testtime.adaptation.contract import LawBroken as LawBroken
@@ -26,13 +25,17 @@ if TYPE_CHECKING:
     from testtime.adaptation.methods.bn import BNAdapt as BNAdapt
     from testtime.adaptation.methods.source import Source as Source
     from testtime.adaptation.methods.tent import Tent as Tent
+    from testtime.adaptation.objectives import OpinionEntropy as OpinionEntropy
     from testtime.adaptation.optim import SGD as SGD
     from testtime.adaptation.optim import Adam as Adam
+    from testtime.adaptation.optim import AdamW as AdamW
+    from testtime.adaptation.report import Report as Report
     from testtime.adaptation.state import State as State
 
 # Each public name and the module that defines it. Methods and submodules find themselves.
 _public: dict[str, str] = {
     "Adam": "testtime.adaptation.optim",
+    "AdamW": "testtime.adaptation.optim",
     "Adapted": "testtime.adaptation.adapted",
     "LAWS": "testtime.adaptation.contract",
     "LawBroken": "testtime.adaptation.contract",
@@ -40,7 +43,8 @@ _public: dict[str, str] = {
     "Method": "testtime.adaptation.core",
     "Net": "testtime.adaptation.core",
     "Objective": "testtime.adaptation.core",
-    "Report": "testtime.adaptation.adapted",
+    "OpinionEntropy": "testtime.adaptation.objectives",
+    "Report": "testtime.adaptation.report",
     "SGD": "testtime.adaptation.optim",
     "Settled": "testtime.adaptation.core",
     "State": "testtime.adaptation.state",

@@ -21,15 +21,11 @@ class Informed(tt.Tent):
     needs_source = True
 
     def prepare(self, learner, batches):
-        total = {}
-        for x in batches:
+        def loss(net, x, memory):
+            return Objective(loss=net(x).logsumexp(1).mean())
 
-            def loss(net, _x, _memory, x=x):
-                return Objective(loss=net(x).logsumexp(1).mean())
-
-            _, grads = learner.gradient(loss)
-            total = {k: total.get(k, 0) + g.square() / len(batches) for k, g in grads.items()}
-        return total
+        found = [learner.gradient(loss)[1] for _ in batches]
+        return {k: sum(grads[k].square() for grads in found) / len(found) for k in found[0]}
 
 
 def test_source_data_become_constants():
@@ -40,6 +36,11 @@ def test_source_data_become_constants():
     assert adapted.learner.constants.keys() == adapted.learner.state.weights.keys()
     assert all((t > 0).any() for t in adapted.learner.constants.values())
     assert not adapted.notes
+    labelled = tt.adapt(model, Informed(), source=[(x, None) for x in batches])
+    for name, constant in adapted.learner.constants.items():
+        assert torch.equal(constant, labelled.learner.constants[name])
+    with pytest.raises(ValueError, match="The source data of Informed held no batch"):
+        tt.adapt(model, Informed(), source=[])
     assert torch.equal(adapted(batches[0]), tt.adapt(model, tt.Tent())(batches[0]))
 
 
@@ -285,3 +286,28 @@ def test_a_saved_file_is_as_readable_as_others(tmp_path):
     assert os.stat(path).st_mode == os.stat(tmp_path / "other").st_mode
     with pytest.raises(OSError, match="no regular file"):
         adapted.save(os.devnull)
+
+
+def test_source_statistics_are_saved_to_a_file_and_begin_another(tmp_path):
+    model, batches = tiny("groupnorm")
+    file = tmp_path / "source.safetensors"
+    with pytest.raises(ValueError, match="Tent has computed nothing from source data"):
+        tt.adapt(model, tt.Tent()).save_source(file)
+    assert not file.exists()
+    made = tt.adapt(model, Informed(), source=batches)
+    made.save_source(file)
+    read = tt.adapt(model, Informed(steps=2), source=file)
+    assert not read.report().said  # steps do not matter to them
+    for name, constant in made.learner.constants.items():
+        assert torch.equal(constant, read.learner.constants[name])
+    with pytest.warns(UserWarning, match="computed with other settings: train was False"):
+        tt.adapt(model, Informed(train=True), source=str(file))
+    with pytest.raises(ValueError, match="belongs to another model"):
+        tt.adapt(tiny("layernorm")[0], Informed(), source=file)
+    with pytest.raises(ValueError, match="statistics of informed, but the method is tent"):
+        tt.adapt(model, tt.Tent(), source=file)
+    made.save(tmp_path / "state")
+    with pytest.raises(ValueError, match="holds no statistics of source data"):
+        tt.adapt(model, Informed(), source=tmp_path / "state")
+    with pytest.raises(FileNotFoundError):
+        tt.adapt(model, Informed(), source=tmp_path / "absent")

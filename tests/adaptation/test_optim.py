@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from testtime.adaptation.optim import SGD, Adam
+from testtime.adaptation.optim import SGD, Adam, AdamW
 
 RULES = [
     (SGD(0.1), torch.optim.SGD, {"lr": 0.1}),
@@ -19,6 +19,7 @@ RULES = [
         torch.optim.Adam,
         {"lr": 0.01, "betas": (0.7, 0.99), "eps": 1e-6, "weight_decay": 0.05},
     ),
+    (AdamW(0.01), torch.optim.AdamW, {"lr": 0.01}),
 ]
 
 

@@ -3,71 +3,28 @@
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from testtime.adaptation import persistence
+from testtime.adaptation import coupling, persistence
 from testtime.adaptation.calls import Call, Where, describe, put_logits
 from testtime.adaptation.checks import check_call, check_values
 from testtime.adaptation.copy import Watch, shared_tensors, unwrap
 from testtime.adaptation.core import Method
 from testtime.adaptation.export import Exported, export
 from testtime.adaptation.learner import Learner
+from testtime.adaptation.many import adapt_each
 from testtime.adaptation.methods import find
 from testtime.adaptation.preprocessing import Preprocessing, declared
+from testtime.adaptation.report import Report
 from testtime.adaptation.state import State
 
 CHUNK = 16  # samples adapted at once: on two cores more gain nothing and cost memory
 
 Many = Literal["auto", "vmap", "loop"]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What an adapted model has done so far.
-
-    Args:
-        method: the method with its hyper-parameters.
-        adapts: names of the tensors that may change.
-        share: adapting parameters' share of all, from 0 to 1.
-        unused: adapting parameters that turned out to have no influence on the answer.
-        couples: whether a row's answer depends on the rows beside it; none until measured.
-        batches: batches since the start or the last reset.
-        skipped: batches (samples, where each is an episode) that were not finite and changed
-            nothing, of all since it was built.
-        forwards: images that went forward, looks of the first batch included.
-        backwards: images that went backward.
-        said: everything that was chosen, approximated or left out.
-    """
-
-    method: Method
-    adapts: tuple[str, ...]
-    share: float
-    unused: tuple[str, ...]
-    couples: bool | None
-    batches: int
-    skipped: int
-    forwards: int
-    backwards: int
-    said: tuple[str, ...] = field(default=())
-
-    def __str__(self) -> str:
-        """Return the report in lines to read."""
-        couples = {None: "not measured yet", True: "yes", False: "no"}[self.couples]
-        lines = [
-            f"method     {self.method}",
-            f"adapts     {len(self.adapts)} tensors, {self.share:.2%} of the parameters",
-            f"unused     {', '.join(self.unused) or 'none'}",
-            f"batches    {self.batches} since the last reset; {self.skipped} skipped, not finite",
-            f"cost       {self.forwards} images forward, {self.backwards} backward",
-            f"couples    rows of a batch: {couples}",
-            *(f"said       {sentence}" for sentence in self.said),
-        ]
-        return "\n".join(lines)
 
 
 class _Turn:
@@ -107,7 +64,8 @@ class Adapted(nn.Module):
         logits: Where,
         episodic: Literal[False, "batch", "sample"],
         reset_every: int | None,
-        source: Iterable[Any] | None,
+        window: int,
+        source: Iterable[Any] | str | PathLike[str] | None,
         preprocessing: Preprocessing | None,
         seed: int,
         many: Many,
@@ -115,18 +73,22 @@ class Adapted(nn.Module):
     ) -> None:
         super().__init__()
         self.method, self.episodic, self.strict, self._many = method, episodic, strict, many
+        self.window = window
         self.reset_every = method.reset_every if reset_every is None else reset_every
         self._given, self._own = preprocessing, declared(model)
         self._shared = Watch(shared_tensors(model))
         self._theirs = dict(model.named_buffers())
+        file = source if isinstance(source, str | PathLike) else None
         self.learner = Learner(
             model,
             method,
             where=logits,
             seed=seed,
-            source=source,
+            source=None if isinstance(source, str | PathLike) else source,
             preprocessing=preprocessing or self._own,
         )
+        if file is not None:
+            persistence.load_source(self.learner, file)
         self._network = self.learner.module  # registered, so that .to() and parameters() see it
         self._turn = _Turn()
         self._unseen = True
@@ -139,7 +101,11 @@ class Adapted(nn.Module):
         with self._entered(Call(args, kwargs)) as call:
             if self._unseen or self.strict:
                 self._look(call)
-            self.learner.measure_coupling(call)
+            if self.window:
+                logits = self._in_window(call)
+                self._unseen = False
+                return self._answer(logits)
+            coupling.measure(self.learner, call)
             if self.episodic == "sample":
                 logits = self._each(call)
             else:
@@ -240,6 +206,16 @@ class Adapted(nn.Module):
         self.load_state_dict(persistence.load(path))
         return self
 
+    def save_source(self, path: str | PathLike[str]) -> None:
+        """Write what the method computed from source data to a file, for ``adapt(source=path)``.
+
+        Raises:
+            ValueError: the method computed nothing.
+        """
+        with self._turn.taken():
+            self._check_shared()
+            persistence.save(persistence.pack_source(self.learner), path)
+
     def export(
         self, *args: Any, statistics: Literal["source", "last"] | None = None, **kwargs: Any
     ) -> Exported:
@@ -322,7 +298,8 @@ class Adapted(nn.Module):
                 # With the cache, a second forward would read the weights of the first.
                 dtype = torch.get_autocast_dtype(device)
                 stack.enter_context(torch.autocast(device, dtype=dtype, cache_enabled=False))
-            check_call(call, self._network, self.method.smallest_batch, type(self.method).__name__)
+            smallest = 1 if self.window else self.method.smallest_batch
+            check_call(call, self._network, smallest, type(self.method).__name__)
             self._check_shared()
             stack.enter_context(self._left_alone())
             try:
@@ -359,6 +336,18 @@ class Adapted(nn.Module):
         batch = self.learner.state.batch
         return bool(self.episodic or (self.reset_every and batch >= self.reset_every))
 
+    def _in_window(self, call: Call) -> Tensor:
+        if call.x.shape[0] != 1:
+            raise ValueError(
+                f"window={self.window} takes single images, but this batch has {call.x.shape[0]} "
+                "rows. Give them one at a time, or leave window= out to adapt to whole batches."
+            )
+        # A look at each image: one that is not finite would spoil all W steps that it is part of.
+        if call.x.is_floating_point() and not bool(call.x.isfinite().all()):
+            self.learner.state.skipped += 1
+            return self.learner.predict(call)
+        return self.learner.adapt_window(call, self.window, fresh=self._is_reset_due())
+
     def _each(self, call: Call) -> Tensor:
         learner = self.learner
         if self._many == "auto":
@@ -377,16 +366,16 @@ class Adapted(nn.Module):
             )
         if self._many == "vmap":
             try:
-                return learner.adapt_each(call, CHUNK)
+                return adapt_each(learner, call, CHUNK)
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, ValueError, NotImplementedError, TypeError, IndexError) as error:
                 refusal = str(error).splitlines()[0] if str(error) else type(error).__name__
-                logits = learner.adapt_each(call, 0)
+                logits = adapt_each(learner, call, 0)
                 self._many = "loop"
                 learner.say(f"Samples are adapted one after another: vmap refused ({refusal}).")
                 return logits
-        return learner.adapt_each(call, 0)
+        return adapt_each(learner, call, 0)
 
     def _answer(self, logits: Tensor) -> Any:
         output = self.learner.output
@@ -421,7 +410,8 @@ def adapt(
     logits: Where = None,
     episodic: Literal[False, "batch", "sample"] = False,
     reset_every: int | None = None,
-    source: Iterable[Any] | None = None,
+    window: int = 0,
+    source: Iterable[Any] | str | PathLike[str] | None = None,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
     seed: int = 0,
@@ -439,7 +429,9 @@ def adapt(
         logits: a key, an index or a function where the logits cannot be found in the output.
         episodic: ``"batch"`` starts from the source at every batch, ``"sample"`` at every sample.
         reset_every: reset by itself after so many batches; overrides the method's.
-        source: batches of source data, for methods that need them.
+        window: take single images, and adapt to the last so many at every so many-th; 0: batches.
+        source: batches of source data, for methods that need them, or a file of
+            :meth:`Adapted.save_source`.
         mean: of the normalisation outside the model, for each channel or for all.
         std: likewise; inputs are ``(image - mean) / std`` of images in [0, 1].
         seed: of everything random.
@@ -465,6 +457,7 @@ def adapt(
         raise ValueError(
             f"reset_every={reset_every}: it must be a whole number of batches, at least 1."
         )
+    _check_window(window, method, episodic)
     if many not in ("auto", "vmap", "loop"):
         raise ValueError(f"many={many!r} is not known: use 'auto', 'vmap' or 'loop'.")
     if method.needs_source and source is None:
@@ -480,11 +473,29 @@ def adapt(
             logits=logits,
             episodic=episodic,
             reset_every=reset_every,
+            window=window,
             source=source,
             preprocessing=Preprocessing.of(mean, std),
             seed=seed,
             many=many,
             strict=strict,
+        )
+
+
+def _check_window(window: int, method: Method, episodic: str | bool) -> None:
+    if not isinstance(window, int) or isinstance(window, bool) or window < 0 or window == 1:
+        raise ValueError(
+            f"window={window!r}: it must be 0, for none, or a number of images, at least 2."
+        )
+    if window and episodic:
+        raise ValueError(
+            f"window={window} gathers images over calls, but episodic={episodic!r} starts afresh "
+            "at each. Leave one of them out."
+        )
+    if window and window < method.smallest_batch:
+        raise ValueError(
+            f"{type(method).__name__} needs batches of at least {method.smallest_batch}, but "
+            f"window={window}. Use a larger window."
         )
 
 

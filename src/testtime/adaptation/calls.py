@@ -176,6 +176,19 @@ def chosen(outputs: list[Output], answer: Tensor) -> Output | None:
     return next((output for output in outputs if output[1] is answer), first)
 
 
+def row_of(output: Output, row: int) -> Output:
+    """Return one row of an output, and the logits in it."""
+    raw, logits = output
+    rows, found = logits.shape[0], logits[row : row + 1]
+
+    def cut(tensor: Tensor) -> Tensor:
+        if tensor is logits:
+            return found
+        return tensor[row : row + 1] if tensor.dim() and tensor.shape[0] == rows else tensor
+
+    return tree(cut, raw), found
+
+
 def describe(output: Any) -> str:
     """Return what an output is, in words, for messages."""
     if isinstance(output, Tensor):

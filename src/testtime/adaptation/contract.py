@@ -484,7 +484,7 @@ def exports_plainly(trial: Trial) -> None:
         shared = [k for k, p in shared_tensors(unwrap(trial.model)).items() if _storage(p) in held]
         expect(not module.training, "an exported module should be in eval mode, but is not")
         expect(not shared, f"an exported module should share nothing, but shares {some(shared)}")
-        if adapted.learner.draws:
+        if adapted.learner.randomness.draws:
             trial.refusals.append("The model draws in eval mode: no two answers are compared.")
             return
         given = call.at(call.x.clone())

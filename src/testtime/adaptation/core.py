@@ -241,10 +241,6 @@ class Method:
     name: ClassVar[str] = "method"
     adapts: ClassVar[str] = "nothing"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
-    needs_source: ClassVar[bool] = False
-    smallest_batch: ClassVar[int] = 1
-    cost: ClassVar[tuple[int, int]] = (1, 1)
-    looks: ClassVar[int] = 0
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Name the method after its class."""
@@ -306,10 +302,33 @@ class Method:
             values |= cls.presets[name]
         return cls(**values | changes)
 
+    # Capabilities as data. A method overrides them by plain attributes of its class, or, where they
+    # hang on a hyper-parameter, by properties.
+
     @property
     def answers(self) -> Literal["before", "after"]:
         """Whether an answer comes from before or from after the update by its own batch."""
         return "before"
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether ``prepare`` needs source data."""
+        return False
+
+    @property
+    def smallest_batch(self) -> int:
+        """The fewest rows that the method works on."""
+        return 1
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        """How often each image goes forward and backward, at most, in one inner step."""
+        return (1, 1)
+
+    @property
+    def looks(self) -> int:
+        """How often a batch's values decide on the host what is computed."""
+        return 0
 
     def configure(self, module: nn.Module) -> nn.Module:
         """Change the private copy (statistics, heads) before anything is selected."""
@@ -322,8 +341,12 @@ class Method:
         """
         return []
 
-    def prepare(self, learner: "Learner", batches: Iterable[Any]) -> Tensors:
-        """Return constants computed once from source data."""
+    def prepare(self, learner: "Learner", batches: Iterable[Tensor]) -> Tensors:
+        """Return constants computed once from source data; weights stay as they are.
+
+        While an input of ``batches`` is at hand, it is what the learner's ``live`` network and its
+        ``gradient`` work on. Buffers that forwards move stay moved, and belong to the start.
+        """
         return {}
 
     def begin(self, net: Net, x: Tensor, draw: Draw) -> Tensors:
@@ -392,6 +415,8 @@ def _own(module: nn.Module) -> Iterable[Tensor]:
 def _spell(value: Any) -> str:
     if isinstance(value, type):
         return value.__name__.lstrip("_")
+    if callable(value) and hasattr(value, "__name__"):
+        return str(value.__name__)
     if isinstance(value, tuple):
         return f"({', '.join(map(_spell, value))}{',' if len(value) == 1 else ''})"
     return repr(value)

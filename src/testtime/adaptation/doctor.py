@@ -129,7 +129,7 @@ def _words(given: Preprocessing | None, own: Preprocessing | None) -> str:
 
 
 def _examine(name: str, model: nn.Module, call: Call | None, **options: Any) -> Finding:
-    if METHODS[name].needs_source:
+    if METHODS[name]().needs_source:
         return Finding(name, False, "needs source data: adapt(..., source=batches)")
     try:
         with warnings.catch_warnings():

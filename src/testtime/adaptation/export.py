@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from testtime.adaptation import coupling
 from testtime.adaptation.batchnorm import moments
 from testtime.adaptation.calls import Call
 from testtime.adaptation.core import Method
@@ -43,7 +44,7 @@ def export(learner: Learner, call: Call | None, statistics: Frozen | None) -> Ex
     """
     method = type(learner.method).__name__
     if call is not None:
-        learner.measure_coupling(call)
+        coupling.measure(learner, call)
     elif learner.couples is None or type(learner.method).predict is not Method.predict:
         raise ValueError(
             f"Without a batch it is not known whether a plain module answers as {method} does. "

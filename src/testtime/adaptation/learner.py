@@ -1,7 +1,6 @@
 """The engine: runs a method's pure functions over one batch and commits what they changed."""
 
 import contextlib
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -11,18 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from testtime.adaptation import select
-from testtime.adaptation.calls import Call, Output, Where, chosen, find_logits
-from testtime.adaptation.checks import Found, check_objective, check_places, named, some
+from testtime.adaptation import coupling, window
+from testtime.adaptation.batched import copy_where, few
+from testtime.adaptation.calls import Call, Output, Where, chosen, find_logits, row_of
+from testtime.adaptation.checks import Found, check_call, check_objective, check_places, named, some
 from testtime.adaptation.copy import private_copy
 from testtime.adaptation.core import Method, Net, Objective, Settled, nothing_found
-from testtime.adaptation.many import evaluate_each, join
+from testtime.adaptation.many import evaluate_each
 from testtime.adaptation.optim import Tensors, gate
 from testtime.adaptation.preprocessing import Preprocessing
+from testtime.adaptation.randomness import Randomness, seeded
 from testtime.adaptation.state import State, under
 
 _HALF = (torch.float16, torch.bfloat16)
-_GLOBAL_GENERATOR = threading.RLock()
 
 
 class _Runner(nn.Module):
@@ -58,10 +58,7 @@ class Learner:
         self.method, self.where, self.seed = method, where, seed
         self.preprocessing = preprocessing
         self.original = private_copy(model).eval()
-        with _GLOBAL_GENERATOR, torch.random.fork_rng([]):
-            torch.default_generator.manual_seed(
-                seed
-            )  # a head that the method makes is the same every time
+        with seeded(seed):  # a head that the method makes is the same every time
             self.module = method.configure(private_copy(model)).requires_grad_(False)
         for layer in self.module.modules():
             if isinstance(layer, nn.GroupNorm):
@@ -103,10 +100,9 @@ class Learner:
         self.inner = 0
         self.classes = 0
         self.couples: bool | None = None
-        self.draws: bool | None = None
+        self.randomness = Randomness(self.module)
         self.overwrites: bool | None = None
         self.unused: list[str] | None = None
-        self._quiet: dict[tuple[str, ...], bool] = {}
         self._forward, self._drew = 0, False
         self.many = 0
         self.forwards = self.graded = self.backwards = 0
@@ -117,7 +113,7 @@ class Learner:
         self._versions: list[int] = []
         self.notes: dict[str, list[Tensor]] = {}
         self.said: list[str] = []
-        self._finite = torch.ones((), dtype=torch.bool, device=self.device)
+        self.finite = torch.ones((), dtype=torch.bool, device=self.device)
         if source is not None:
             self._prepare(source)
 
@@ -157,33 +153,11 @@ class Learner:
         for name in mode:
             self.module.get_submodule(name).train()
 
-    @contextlib.contextmanager
-    def own_randomness(self, mode: tuple[str, ...]) -> Iterator[None]:
-        """Keep what a forward draws (dropout in train mode, noise) out of the global generator.
-
-        The seed follows from that of the learner, the batch, the inner step and the number of the
-        forward in it. Whether the network draws in eval mode too is measured at its first forward.
-        """
+    def own_randomness(self, mode: tuple[str, ...]) -> contextlib.AbstractContextManager[None]:
+        """Run the next forward on numbers that follow from the seed, the batch and its number."""
         self._forward += 1
-        quiet = self._norms_alone(mode)
-        if quiet and self.draws is False:
-            yield
-            return
         place = (self.seed, self.work.batch, self.inner, self._forward)
-        gpus = [self.device] if self.device.type == "cuda" else []
-        # The global generator is one for all threads of the process.
-        with _GLOBAL_GENERATOR, torch.random.fork_rng(gpus):
-            _seed_global_generator(self.device, hash(place) % 2**63)
-            start = _global_generator(self.device)
-            yield
-            if quiet and self.draws is None:
-                self.draws = not torch.equal(start, _global_generator(self.device))
-
-    def _norms_alone(self, mode: tuple[str, ...]) -> bool:
-        if mode not in self._quiet:
-            norms = set(select.layers(self.module))
-            self._quiet[mode] = all(name in norms for name in mode)
-        return self._quiet[mode]
+        return self.randomness.own(mode, place, self.device)
 
     # The primitives of a step. Each changes `work` alone.
 
@@ -210,7 +184,7 @@ class Learner:
         grads = {k: g for k, g in zip(leaves, found, strict=True) if g is not None}
         if self.unused is None:
             self._settle_unused(list(leaves), grads)
-        self._require_finite(objective.loss, *grads.values())
+        self.require_finite(objective.loss, *grads.values())
         self.note(loss=objective.loss)
         return objective, grads
 
@@ -286,81 +260,47 @@ class Learner:
             call: the batch.
             fresh: from the start, as after a reset; if the step fails nothing has been reset.
         """
-        with self._opened(call, fresh=fresh):
+        with self.opened(call, fresh=fresh):
             self.notes = {}
-            logits = self._answered(self.method.step(self, call.x))
-            self._require_finite(logits)
+            logits = self.answered(self.method.step(self, call.x))
+            self.require_finite(logits)
             if fresh:
                 drawn = self.generator.get_state()
-                self.reset(self.method.survives)
+                self.reset((*self.method.survives, "window"))  # whose rows this step works on
                 self.generator.set_state(drawn)
                 self._versions = self._count_versions()
             self._commit()
+            self.state.batch += 1
         return logits
+
+    def adapt_window(self, call: Call, size: int, fresh: bool = False) -> Tensor:
+        """Take one row into the window, adapt to all of it at every ``size``-th; return its logits.
+
+        In between a row is answered beside those that wait, where rows couple, and alone elsewhere;
+        nothing adapts, but buffers follow the forward, as they do in a step.
+        """
+        gathered, place = window.join(self.state, call, size)
+        coupling.measure(self, gathered)
+        if place == size - 1:
+            logits = self.adapt(gathered, fresh)
+        else:
+            place, gathered = (0, call) if self.couples is False else (place, gathered)
+            with self.opened(gathered):
+                logits = self.answered(self.answer())
+                self.require_finite(logits)
+                self._commit()
+        window.store(self.state, call, size)
+        if self.output is not None:
+            self.output = row_of(self.output, place)
+        return logits[place : place + 1]
 
     def predict(self, call: Call) -> Tensor:
         """Return the logits of a batch; nothing changes."""
         begun = self.state.begun
-        with self._opened(call):
-            logits = self._answered(self.answer())
+        with self.opened(call):
+            logits = self.answered(self.answer())
         self._undo(begun)
         return logits
-
-    def adapt_each(self, call: Call, chunk: int) -> Tensor:
-        """Adapt to every sample alone, ``chunk`` at once, each from the start; keep nothing."""
-        answers = []
-        outputs: list[Output | None] = []
-        skipped = self.state.skipped.clone()
-        notes: list[dict[str, list[Tensor]]] = []
-        for first in range(0, call.x.shape[0], max(chunk, 1)):
-            rows = call.rows(slice(first, first + max(chunk, 1)))
-            with self._opened(rows, many=rows.x.shape[0] if chunk else 0, fresh=True):
-                self.notes = {}
-                logits = self._answered(self.method.step(self, rows.x))
-                self._require_finite(logits)
-                skipped += (~self._finite).sum()
-                answers.append(logits)
-                outputs.append(self.output)
-                notes.append(
-                    {
-                        k: held if chunk else [t.unsqueeze(0) for t in held]
-                        for k, held in self.notes.items()
-                    }
-                )
-        self.state.skipped.copy_(skipped)
-        self.state.batch += 1
-        self.output = join(outputs)
-        self.notes = {
-            k: [torch.cat(parts) for parts in zip(*(part[k] for part in notes), strict=True)]
-            for k in notes[0]
-        }
-        return torch.cat(answers)
-
-    def measure_coupling(self, call: Call) -> None:
-        """Find out whether a row's answer depends on the row beside it, by trying; once."""
-        if self.couples is not None or call.x.shape[0] < 2:
-            return
-        pair, x = call.rows(slice(0, 2)), call.x
-        if torch.equal(x[0], x[1]):  # a neighbour like oneself shows nothing
-            other = x[:1] * 0.5 + 0.1 if x.is_floating_point() else x[:1].roll(1, -1)
-            pair = pair.at(torch.cat([x[:1], other]))
-        try:
-            beside, alone = self.predict(pair)[:1], self.predict(call.rows(slice(0, 1)))
-        except Exception as error:  # of the model's own, for it may not take one or two rows
-            self.couples = None
-            self.predict(call)  # what is wrong with the whole batch is raised as it is
-            self.couples = True  # the careful answer, and that of statistics that one row lacks
-            if not str(error).startswith(type(self.method).__name__):
-                self.say(
-                    "Whether a row's answer depends on the rows beside it could not be measured: "
-                    f"the model does not take one or two rows ({type(error).__name__}). It is "
-                    "taken to depend on them."
-                )
-            return
-        # Kernels differ by batch size, in their last digits only; NaN is no agreement.
-        digits = 0.05 if alone.dtype in _HALF else 1e-4
-        gap = (beside - alone).abs().max()
-        self.couples = not bool(gap <= digits * beside.abs().max())
 
     @torch.inference_mode(False)
     def move(self, fn: Callable[[Tensor], Tensor]) -> None:
@@ -386,6 +326,8 @@ class Learner:
             self.generator.set_state(self.start.generator)
         self.state.generator = self.generator.get_state()
         self.state.batch = 0
+        if not under("window", survives):
+            self.state.window, self.state.seen = {}, 0
 
     def restore(self, state: State) -> None:
         """Write a state of this very learner back."""
@@ -415,6 +357,8 @@ class Learner:
         self.generator.set_state(state.generator)
         self.state.generator = state.generator.clone()
         self.state.memory, self.state.batch, self.state.begun = memory, state.batch, state.begun
+        self.state.window = {k: t.clone() for k, t in state.window.items()}
+        self.state.seen = state.seen
 
     # How it is done.
 
@@ -422,7 +366,7 @@ class Learner:
     def _batch(self) -> int:
         return self.call.x.shape[0] if self.call else 1
 
-    def _answered(self, logits: Tensor) -> Tensor:
+    def answered(self, logits: Tensor) -> Tensor:
         """Check an answer, and find the output that it came in."""
         rows = self._batch
         if self.many:
@@ -450,7 +394,7 @@ class Learner:
         return named(f(Net(self, weights, self.work.buffers), x, self.work.memory), self.method)
 
     @contextlib.contextmanager
-    def _opened(self, call: Call, many: int = 0, fresh: bool = False) -> Iterator[None]:
+    def opened(self, call: Call, many: int = 0, fresh: bool = False) -> Iterator[None]:
         """Give the step values of its own; on an error nothing has changed."""
         begun, said = self.state.begun, list(self.said)
         self.call, self.many, self.output, self.outputs = call, many, None, []
@@ -458,7 +402,7 @@ class Learner:
         survives = self.method.survives if fresh else ("",)
         if not under("generator", survives):
             self.generator.set_state(self.start.generator)
-        self._finite = torch.ones((many,) if many else (), dtype=torch.bool, device=self.device)
+        self.finite = torch.ones((many,) if many else (), dtype=torch.bool, device=self.device)
         try:
             self._begin(fresh)
             self.work = self._from_start(survives).values(many)
@@ -526,25 +470,24 @@ class Learner:
             moved = [name for name in old if values[name] is not old[name]]
             kept += [old[name] for name in moved]
             new += [values[name].detach() for name in moved]
-        _copy_where(self._finite, kept, new)
-        self.state.skipped.add_(~self._finite)
+        copy_where(self.finite, kept, new)
+        self.state.skipped.add_(~self.finite)
         # Only a method that draws pays for this look: numbers that a skipped batch consumed go
         # back, so that what follows is as if it had not been there.
-        if self._drew and not bool(self._finite):
+        if self._drew and not bool(self.finite):
             self.generator.set_state(self.state.generator)
         if self._drew:
             self.state.generator = self.generator.get_state()
-        self.state.batch += 1
 
     def _count_versions(self) -> list[int]:
         return [t._version for t in (*self.state.weights.values(), *self.state.memory.values())]
 
-    def _require_finite(self, *tensors: Tensor) -> None:
+    def require_finite(self, *tensors: Tensor) -> None:
         """Note on the device whether all is finite, for the batch or for each sample."""
         rows = max(self.many, 1)
-        for one in _few([t.detach().reshape(rows, -1) for t in tensors]):
+        for one in few([t.detach().reshape(rows, -1) for t in tensors]):
             finite = one.isfinite().all(1)
-            self._finite = self._finite & (finite if self.many else finite[0])
+            self.finite = self.finite & (finite if self.many else finite[0])
 
     def _settle_unused(self, names: list[str], grads: Tensors) -> None:
         self.unused = [name for name in names if name not in grads]
@@ -563,17 +506,35 @@ class Learner:
     def _prepare(self, batches: Iterable[Any]) -> None:
         self.work, self._versions = self.state.values(), self._count_versions()
         with torch.enable_grad():
-            self.constants = self.method.prepare(self, batches)
+            self.constants = self.method.prepare(self, self._each_input(batches))
+        self.call = None
         bad = [k for k, t in self.constants.items() if not bool(t.isfinite().all())]
-        if bad or not bool(self._finite):
+        if bad or not bool(self.finite):
             raise ValueError(
                 f"What {type(self.method).__name__} computed from the source data is not finite"
                 f"{f' ({some(bad)})' if bad else ''}. Look for NaN or infinite values in source=."
             )
         self._commit()
-        self.state.batch, self.notes, self.unused = 0, {}, None
-        self.work = self.state
+        self.notes, self.unused, self.work = {}, None, self.state
         self.start = self._begun_here()
+
+    def take_constants(self, constants: Tensors, buffers: Tensors) -> None:
+        """Begin with what was prepared from source data before: constants, and moved buffers."""
+        self.constants = {k: t.to(self.device, copy=True) for k, t in constants.items()}
+        for name, value in buffers.items():
+            self.state.buffers[name].copy_(value)
+        self.start = self._begun_here()
+
+    def _each_input(self, batches: Iterable[Any]) -> Iterator[Tensor]:
+        """Yield the input of every source batch, bound as the call at hand."""
+        name, empty = f"The source data of {type(self.method).__name__}", True
+        for batch in batches:
+            empty = False
+            self.call = Call.of(batch)
+            check_call(self.call, self.module, 1, name)
+            yield self.call.x
+        if empty:
+            raise ValueError(f"{name} held no batch. Pass source= with a list or a data loader.")
 
     def _begun_here(self) -> State:
         """Return the state as the start, sharing what stays as it is: it is only ever read."""
@@ -593,51 +554,11 @@ class Learner:
         return start
 
 
-# Tensors up to this many values are handled together: a launch each would cost more than the work.
-_SMALL = 2**16
-
-
-def _few(tensors: list[Tensor]) -> list[Tensor]:
-    """Return two-dimensional tensors, the small ones of a dtype joined along dimension 1."""
-    groups: dict[Any, list[Tensor]] = {}
-    for index, tensor in enumerate(tensors):
-        groups.setdefault(tensor.dtype if tensor.numel() <= _SMALL else index, []).append(tensor)
-    return [torch.cat(group, 1) for group in groups.values()]
-
-
-def _copy_where(where: Tensor, kept: list[Tensor], new: list[Tensor]) -> None:
-    """Write ``new`` into ``kept`` where the boolean scalar holds, small tensors together."""
-    groups: dict[Any, list[int]] = {}
-    for index, tensor in enumerate(kept):
-        groups.setdefault(tensor.dtype if tensor.numel() <= _SMALL else index, []).append(index)
-    for places in groups.values():
-        old, value = (torch.cat([t[i].reshape(-1) for i in places]) for t in (kept, new))
-        sizes = [kept[i].numel() for i in places]
-        parts = torch.split(torch.where(where, value, old), sizes)
-        torch._foreach_copy_(
-            [kept[i] for i in places],
-            [part.view(kept[i].shape) for part, i in zip(parts, places, strict=True)],
-        )
-
-
 def _contiguous(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     # On a CPU the backward pass of torch's GroupNorm (2.13) kills the process where a channels-last
     # input needs no gradient but the scale does, as it is with everything frozen but the norms.
     x = args[0]
     return None if x.is_cuda or x.requires_grad else (x.contiguous(), *args[1:])
-
-
-def _seed_global_generator(device: torch.device, seed: int) -> None:
-    # torch.manual_seed() would seed the generators of all devices, which nobody would put back.
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
-
-
-def _global_generator(device: torch.device) -> Tensor:
-    on_gpu = device.type == "cuda"
-    return torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state()
 
 
 def _master(parameter: Tensor) -> Tensor:

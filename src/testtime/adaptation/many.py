@@ -8,13 +8,44 @@ from torch import Tensor
 from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from testtime.adaptation.calls import Output, chosen, tree
+from testtime.adaptation.calls import Call, Output, chosen, tree
 from testtime.adaptation.checks import Found, named
 from testtime.adaptation.core import Net, Objective
 from testtime.adaptation.optim import Tensors
 
 if TYPE_CHECKING:
     from testtime.adaptation.learner import Learner
+
+
+def adapt_each(learner: "Learner", call: Call, chunk: int) -> Tensor:
+    """Adapt to every sample alone, ``chunk`` at once, each from the start; keep nothing."""
+    answers = []
+    outputs: list[Output | None] = []
+    skipped = learner.state.skipped.clone()
+    notes: list[dict[str, list[Tensor]]] = []
+    for first in range(0, call.x.shape[0], max(chunk, 1)):
+        rows = call.rows(slice(first, first + max(chunk, 1)))
+        with learner.opened(rows, many=rows.x.shape[0] if chunk else 0, fresh=True):
+            learner.notes = {}
+            logits = learner.answered(learner.method.step(learner, rows.x))
+            learner.require_finite(logits)
+            skipped += (~learner.finite).sum()
+            answers.append(logits)
+            outputs.append(learner.output)
+            notes.append(
+                {
+                    k: held if chunk else [t.unsqueeze(0) for t in held]
+                    for k, held in learner.notes.items()
+                }
+            )
+    learner.state.skipped.copy_(skipped)
+    learner.state.batch += 1
+    learner.output = join(outputs)
+    learner.notes = {
+        k: [torch.cat(parts) for parts in zip(*(part[k] for part in notes), strict=True)]
+        for k in notes[0]
+    }
+    return torch.cat(answers)
 
 
 def evaluate_each(

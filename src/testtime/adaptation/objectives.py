@@ -1,5 +1,7 @@
 """Objectives: pure functions of logits, classes along dimension 1."""
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 
@@ -15,15 +17,46 @@ def entropy(logits: Tensor) -> Tensor:
     Raises:
         ValueError: there is one class alone, whose entropy is always zero.
     """
+    _require_classes(logits)
+    return -(logits.softmax(1) * logits.log_softmax(1)).sum(1)
+
+
+@dataclass(frozen=True)
+class OpinionEntropy:
+    """The entropy of each prediction as a subjective opinion, in nats; COME, arXiv 2410.10894.
+
+    Logits are evidence: class ``k`` has the belief ``b_k = exp(z_k) / (S + M)``, and what no class
+    is sure of is the uncertainty ``u = M / (S + M)``, with ``S`` the sum of all ``exp(z_k)``. The
+    entropy is that of ``(b_1, ..., b_C, u)``; ``1e-7`` is added to each. No gradient goes along the
+    logits themselves, so that their norm cannot grow.
+
+    Args:
+        mass: ``M``; none: the number of classes, as the paper has it. The authors' code takes 1000
+            whatever the classes; with few of them uncertainty then outweighs all else.
+    """
+
+    mass: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Return ``[B]``, or dense ``[B, ...]``, for logits ``[B, C]`` or ``[B, C, ...]``."""
+        _require_classes(logits)
+        norm: Tensor = logits.norm(dim=1, keepdim=True)
+        evidence = (logits / norm * norm.detach()).exp()
+        mass = float(logits.shape[1] if self.mass is None else self.mass)
+        total = evidence.sum(1, keepdim=True) + mass
+        belief, uncertainty = evidence / total + 1e-7, mass / total + 1e-7
+        return -(belief * belief.log()).sum(1) - (uncertainty * uncertainty.log()).squeeze(1)
+
+
+def mean_where(values: Tensor, where: Tensor) -> Tensor:
+    """Return the mean of the values where the boolean mask holds; zero where it holds nowhere."""
+    return (values * where).sum() / where.sum().clamp(min=1)
+
+
+def _require_classes(logits: Tensor) -> None:
     if logits.shape[1] < 2:
         raise ValueError(
             f"The logits {list(logits.shape)} have one class alone, whose entropy is always zero: "
             "nothing adapts. Give a logit to each of two classes, such as "
             "torch.cat([z, -z], 1) / 2 for the logit z of a sigmoid."
         )
-    return -(logits.softmax(1) * logits.log_softmax(1)).sum(1)
-
-
-def mean_where(values: Tensor, where: Tensor) -> Tensor:
-    """Return the mean of the values where the boolean mask holds; zero where it holds nowhere."""
-    return (values * where).sum() / where.sum().clamp(min=1)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -87,6 +88,8 @@ class Adam:
     eps: float = 1e-8
     weight_decay: float = 0.0
 
+    _coupled: ClassVar[bool] = True
+
     def slots(self, weights: Tensors) -> Slots:
         """Return the state before the first update, zeros; ``step`` counts the updates of all."""
         device = next((w.device for w in weights.values()), None)
@@ -104,7 +107,7 @@ class Adam:
         grad: Listed = list(grads.values())
         values = [weights[k] for k in names]
         beta1, beta2 = self.betas
-        if self.weight_decay:
+        if self.weight_decay and self._coupled:
             grad = torch._foreach_add(grad, values, alpha=self.weight_decay)
         first = torch._foreach_lerp([slots["exp_avg"][k] for k in names], grad, 1 - beta1)
         second = torch._foreach_mul([slots["exp_avg_sq"][k] for k in names], beta2)
@@ -116,6 +119,8 @@ class Adam:
         torch._foreach_mul_(root, self._correction(step, beta1, values))
         change = torch._foreach_div(first, root)
         torch._foreach_mul_(change, -self.lr)
+        if self.weight_decay and not self._coupled:
+            values = list(torch._foreach_mul(values, 1 - self.lr * self.weight_decay))
         after = {
             "exp_avg": _put(slots["exp_avg"], first, names, when),
             "exp_avg_sq": _put(slots["exp_avg_sq"], second, names, when),
@@ -132,3 +137,19 @@ class Adam:
                 count = _like(step.to(value.dtype), value)
                 made[key] = -torch.expm1(count * math.log(beta))
         return [made[value.dtype, value.dim()] for value in values]
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """AdamW, equal to ``torch.optim.AdamW`` to rounding: Adam whose decay is of the weights alone.
+
+    Args:
+        lr: learning rate.
+        betas: decay of the first and second moment.
+        eps: added to the root of the second moment.
+        weight_decay: share of each weight that goes at every update, times the learning rate.
+    """
+
+    weight_decay: float = 0.01
+
+    _coupled: ClassVar[bool] = False

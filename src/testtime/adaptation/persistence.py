@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from testtime.adaptation.core import Method
 from testtime.adaptation.learner import Learner
 from testtime.adaptation.optim import Tensors
 
-FORMAT = 1
+FORMAT = 2
 _KEPT = ("buffers.", "memory.", "generator")  # of the start; its slots are zeros
 
 
@@ -29,6 +31,7 @@ def pack(learner: Learner) -> Tensors:
         "format": FORMAT,
         "batch": learner.state.batch,
         "begun": learner.state.begun,
+        "seen": learner.state.seen,
         "classes": learner.classes,
         "couples": learner.couples,
         "method": _method(learner),
@@ -41,8 +44,63 @@ def pack(learner: Learner) -> Tensors:
     moved = {k: w for k, w in learner.start.weights.items() if w.data_ptr() not in theirs}
     packed |= {f"start.weights.{k}": w.clone() for k, w in moved.items()}
     packed |= {f"constants.{k}": t.clone() for k, t in learner.constants.items()}
-    packed["identity"] = torch.tensor(list(json.dumps(identity).encode()), dtype=torch.uint8)
+    packed |= {f"window.{k}": t.clone() for k, t in learner.state.window.items()}
+    packed["identity"] = _encode(identity)
     return packed
+
+
+def pack_source(learner: Learner) -> Tensors:
+    """Return what the method computed from source data, and from whose model.
+
+    Raises:
+        ValueError: it computed nothing.
+    """
+    if not learner.constants:
+        raise ValueError(
+            f"{type(learner.method).__name__} has computed nothing from source data. Pass source= "
+            "to adapt() with a method that uses it."
+        )
+    identity = {
+        "format": FORMAT,
+        "method": _method(learner),
+        "model": _fingerprint(learner),
+    }
+    own = dict(learner.module.named_buffers())
+    moved = {k: b for k, b in learner.start.buffers.items() if not torch.equal(b, own[k])}
+    packed = {f"constants.{k}": t.clone() for k, t in learner.constants.items()}
+    packed |= {f"buffers.{k}": b.clone() for k, b in moved.items()}
+    packed["source"] = _encode(identity)
+    return packed
+
+
+def load_source(learner: Learner, path: str | PathLike[str]) -> None:
+    """Give a learner what was computed from source data before; other hyper-parameters are told.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no such statistics, or those of another model or method.
+    """
+    packed = load(path)
+    if "source" not in packed:
+        raise ValueError(
+            f"{path} holds no statistics of source data (it holds {sorted(packed)[:3]} ...). "
+            "Use a file that Adapted.save_source() wrote."
+        )
+    identity = _decode(packed["source"])
+    _check_format(identity)
+    saved, mine = identity["method"], _method(learner)
+    if saved["method"] != mine["method"]:
+        raise ValueError(
+            f"{path} holds the statistics of {saved['method']}, but the method is "
+            f"{mine['method']}. Compute them anew: source= with batches, then save_source()."
+        )
+    _check_model(learner, identity, f"The statistics in {path}")
+    common = {field.name for field in fields(Method)}
+    differing = [k for k in _differing(saved, mine) if k not in common]
+    if differing:
+        words = "; ".join(f"{k} was {saved.get(k)} and is {mine.get(k)}" for k in differing)
+        learner.say(f"The source statistics were computed with other settings: {words}.")
+    learner.take_constants(_under("constants", packed), _under("buffers", packed))
 
 
 @torch.inference_mode(False)  # what is loaded becomes state, and must stay writable
@@ -53,7 +111,7 @@ def unpack(learner: Learner, packed: Mapping[str, Any]) -> None:
         ValueError: it does not; the message names what differs, and nothing has changed.
     """
     try:
-        identity = json.loads(bytes(packed["identity"].tolist()).decode())
+        identity = _decode(packed["identity"])
     except (KeyError, ValueError) as error:
         raise ValueError(
             f"This is no state of an adapted model (it holds {sorted(packed)[:3]} ...). "
@@ -62,9 +120,7 @@ def unpack(learner: Learner, packed: Mapping[str, Any]) -> None:
     _compare(learner, identity)
     memory = {
         place: {
-            k.removeprefix(f"{place}.memory."): t.to(learner.device, copy=True)
-            for k, t in packed.items()
-            if k.startswith(f"{place}.memory.")
+            k: t.to(learner.device, copy=True) for k, t in _under(f"{place}.memory", packed).items()
         }
         for place in ("state", "start")
     }
@@ -89,11 +145,11 @@ def unpack(learner: Learner, packed: Mapping[str, Any]) -> None:
         for k in learner.start.weights
         if f"start.weights.{k}" in packed
     }
-    learner.constants = {
-        k.removeprefix("constants."): t.to(learner.device, copy=True)
-        for k, t in packed.items()
-        if k.startswith("constants.")
-    }
+    learner.constants, learner.state.window = (
+        {k: t.to(learner.device, copy=True) for k, t in _under(place, packed).items()}
+        for place in ("constants", "window")
+    )
+    learner.state.seen = int(identity["seen"])
     learner.state.memory, learner.start.memory = memory["state"], memory["start"]
     learner.start.buffers = {
         k: packed[f"start.buffers.{k}"].to(learner.device, copy=True) for k in learner.start.buffers
@@ -159,11 +215,7 @@ def _fingerprint(learner: Learner) -> dict[str, str]:
 
 
 def _compare(learner: Learner, identity: dict[str, Any]) -> None:
-    if identity.get("format") != FORMAT:
-        raise ValueError(
-            f"The state has format {identity.get('format')}, this version reads {FORMAT}. "
-            "Load it with the version of testtime that saved it."
-        )
+    _check_format(identity)
     saved, mine = identity["method"], _method(learner)
     differing = _differing(saved, mine)
     if differing:
@@ -171,13 +223,39 @@ def _compare(learner: Learner, identity: dict[str, Any]) -> None:
         raise ValueError(
             f"The state belongs to another method: {words}. Adapt with the method that saved it."
         )
+    _check_model(learner, identity, "The state")
+
+
+def _check_format(identity: dict[str, Any]) -> None:
+    if identity.get("format") != FORMAT:
+        raise ValueError(
+            f"The file has format {identity.get('format')}, this version reads {FORMAT}. "
+            "Load it with the version of testtime that saved it."
+        )
+
+
+def _check_model(learner: Learner, identity: dict[str, Any], what: str) -> None:
     saved, mine = identity["model"], _fingerprint(learner)
     differing = _differing(saved, mine)
     if differing:
         raise ValueError(
-            f"The state belongs to another model: {len(differing)} of {len(mine)} tensors differ, "
-            f"first '{differing[0]}'. Load the weights that were adapted, then the state."
+            f"{what} belongs to another model: {len(differing)} of {len(mine)} tensors differ, "
+            f"first '{differing[0]}'. Load the weights that it was made with first."
         )
+
+
+def _under(place: str, packed: Mapping[str, Any]) -> Tensors:
+    prefix = f"{place}."
+    return {k.removeprefix(prefix): t for k, t in packed.items() if k.startswith(prefix)}
+
+
+def _encode(identity: dict[str, Any]) -> Tensor:
+    return torch.tensor(list(json.dumps(identity).encode()), dtype=torch.uint8)
+
+
+def _decode(encoded: Tensor) -> dict[str, Any]:
+    identity: dict[str, Any] = json.loads(bytes(encoded.tolist()).decode())
+    return identity
 
 
 def _method(learner: Learner) -> dict[str, str]:

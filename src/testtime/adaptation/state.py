@@ -1,7 +1,7 @@
 """The law of state: all that changes while a model adapts is one value."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ class State:
         skipped: count of batches that were not finite and changed nothing, int64 scalar.
         batch: batches since the start or the last reset.
         begun: has the method been asked for its memory?
+        window: the last single rows by the argument they came in, where they are gathered.
+        seen: rows that went into the window.
     """
 
     weights: Tensors
@@ -32,9 +34,11 @@ class State:
     skipped: Tensor
     batch: int = 0
     begun: bool = False
+    window: Tensors = field(default_factory=dict)
+    seen: int = 0
 
     def tensors(self) -> Tensors:
-        """Return every tensor by its path, such as ``slots.exp_avg.bn1.weight``."""
+        """Return every tensor by its path, such as ``slots.exp_avg.bn1.weight``; no window's."""
         found = {"generator": self.generator, "skipped": self.skipped}
         for group, held in self.groups().items():
             found |= {f"{group}.{name}": tensor for name, tensor in held.items()}
@@ -77,6 +81,8 @@ class State:
             f(self.skipped),
             self.batch,
             self.begun,
+            {k: f(t) for k, t in self.window.items()},
+            self.seen,
         )
 
     def clone(self) -> "State":

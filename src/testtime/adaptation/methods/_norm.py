@@ -1,11 +1,12 @@
 """What methods share that adapt the scales and shifts of normalisation layers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
-from testtime.adaptation import select
+from testtime.adaptation import objectives, select
 from testtime.adaptation.batchnorm import use_batch_statistics
 from testtime.adaptation.core import Method, Net
 from testtime.adaptation.optim import Tensors
@@ -50,3 +51,15 @@ class NormMethod(Method):
     def answering(self, net: Net, memory: Tensors) -> Net:
         """Return the network in the modes that it adapts in."""
         return net.train() if self.train else net
+
+
+@dataclass(frozen=True)
+class EntropyMethod(NormMethod):
+    """Adapt them by an entropy of the predictions.
+
+    Args:
+        entropy: from logits ``[B, C]`` to ``[B]``: Shannon's, or another such as
+            :class:`OpinionEntropy` (COME).
+    """
+
+    entropy: Callable[[Tensor], Tensor] = objectives.entropy

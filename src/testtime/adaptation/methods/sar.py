@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from testtime.adaptation.core import Draw, Net, Objective, Settled
-from testtime.adaptation.methods._norm import NormMethod
-from testtime.adaptation.objectives import entropy, mean_where
+from testtime.adaptation.methods._norm import EntropyMethod
+from testtime.adaptation.objectives import mean_where
 from testtime.adaptation.optim import SGD, Adam, Tensors
 
 
 @dataclass(frozen=True)
-class SAR(NormMethod):
+class SAR(EntropyMethod):
     """Descend the entropy of reliable predictions at the sharpest point near the present weights.
 
     With ``H_i(t)`` the entropy of prediction ``i`` under scales and shifts ``t``, ``E0`` a share of
@@ -87,7 +87,7 @@ class SAR(NormMethod):
 
         def here(net: Net) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             logits = self.predict(net, x, memory)
-            entropies = entropy(logits)
+            entropies = self.entropy(logits)
             reliable = entropies < self.margin * math.log(logits.shape[1])
             return mean_where(entropies, reliable), (logits, reliable)
 
@@ -97,7 +97,7 @@ class SAR(NormMethod):
         sharpest = net.at({k: w + scale * gradient[k] for k, w in net.weights.items()})
 
         sharp = self.predict(sharpest, x, memory)
-        entropies = entropy(sharp)
+        entropies = self.entropy(sharp)
         still = reliable & (entropies < self.margin * math.log(logits.shape[1]))
         loss = mean_where(entropies, still)
 
@@ -112,7 +112,7 @@ class SAR(NormMethod):
             notes={
                 "reliable": reliable,
                 "still_reliable": still,
-                "entropy": entropy(logits),
+                "entropy": self.entropy(logits),
                 "sharpest_entropy": entropies,
                 "sharpest_logits": sharp,
             },

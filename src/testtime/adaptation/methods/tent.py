@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from testtime.adaptation.core import Draw, Net, Objective
-from testtime.adaptation.methods._norm import NormMethod
-from testtime.adaptation.objectives import entropy
+from testtime.adaptation.methods._norm import EntropyMethod
 from testtime.adaptation.optim import SGD, Adam, Tensors
 
 
 @dataclass(frozen=True)
-class Tent(NormMethod):
+class Tent(EntropyMethod):
     """Descend the mean entropy of the predictions by the scales and shifts of the norm layers.
 
     Loss (equation 1): ``mean_i H(softmax(z_i))``; dense logits: the mean over pixels too. Batch
@@ -45,4 +44,4 @@ class Tent(NormMethod):
     def loss(self, net: Net, x: Tensor, memory: Tensors, draw: Draw) -> Objective:
         """Return the mean entropy and the logits that gave it."""
         logits = self.predict(net, x, memory)
-        return Objective(loss=entropy(logits).mean(), logits=logits)
+        return Objective(loss=self.entropy(logits).mean(), logits=logits)
