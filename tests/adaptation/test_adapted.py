@@ -245,7 +245,8 @@ def test_copies_go_on_alone(how):
 
 def test_saved_here_goes_on_in_a_new_process(tmp_path):
     model, batches = tiny("batchnorm2d", batches=5)
-    running = {method: tt.adapt(model, method) for method in METHODS}
+    methods = [method for method in METHODS if method != "ttt-mae"]  # needs an autoencoder
+    running = {method: tt.adapt(model, method) for method in methods}
     for method, adapted in running.items():
         for x in batches[:3]:
             adapted(x)
@@ -256,7 +257,7 @@ from safetensors.torch import save_file
 from testtime.models.tiny import tiny
 torch.set_num_threads({torch.get_num_threads()})
 model, batches = tiny("batchnorm2d", batches=5)
-for method in {list(METHODS)}:
+for method in {methods}:
     adapted = tt.adapt(model, method).load(method)
     answers = {{str(k): adapted(x) for k, x in enumerate(batches[3:])}}
     save_file(answers | adapted.state_dict(), method + ".after")

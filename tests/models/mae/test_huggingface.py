@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from testtime.models.mae import MAE, Sizes, load_mae, save_mae
+from testtime.models.mae.huggingface import to_huggingface
 
 
 @pytest.mark.parametrize("normalised", [False, True])
@@ -25,6 +26,12 @@ def test_transformers_reads_what_is_written_and_is_read(tmp_path: Path, normalis
     out, made = theirs(x, noise=noise), mae.reconstruct(x, noise.argsort(1))
     torch.testing.assert_close(made.prediction, out.logits, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(made.loss, out.loss, rtol=1e-10, atol=0)
+    out.loss.backward()
+    made.loss.backward()
+    trained = {k: p.grad for k, p in mae.named_parameters() if p.grad is not None}
+    grads = dict(theirs.named_parameters())
+    for name, grad in to_huggingface(trained, "memory").items():
+        torch.testing.assert_close(grad, grads[name].grad, rtol=1e-9, atol=1e-12)
     theirs.save_pretrained(tmp_path / "again")
     back = load_mae(tmp_path / "again")
     assert back.normalised is normalised

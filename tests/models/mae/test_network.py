@@ -16,17 +16,18 @@ def orders(rows: int, patches: int) -> torch.Tensor:
     return torch.rand(rows, patches, generator=generator).argsort(1)
 
 
-def test_copies_of_one_image_are_embedded_once_and_give_the_same() -> None:
+@pytest.mark.parametrize("images", [1, 3])
+def test_many_masks_an_image_are_as_many_copies_of_it(images: int) -> None:
     mae = MAE(16, 4, SMALL, TINY, normalised=True).double()
-    image, order = torch.rand(1, 3, 16, 16).double(), orders(5, 16)
-    once, copies = (
-        mae.reconstruct(image, order),
-        mae.reconstruct(image.expand(5, -1, -1, -1), order),
-    )
+    x, order = torch.rand(images, 3, 16, 16).double(), orders(4 * images, 16)
+    once = mae.reconstruct(x, order)
+    copies = mae.reconstruct(x.repeat_interleave(4, 0), order)
     torch.testing.assert_close(once.prediction, copies.prediction, rtol=1e-12, atol=1e-14)
     weights = [p for p in mae.parameters() if p.requires_grad]
     for a, b in zip(*(torch.autograd.grad(r.loss, weights) for r in (once, copies)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
+    with pytest.raises(ValueError, match="Give as many rows to every image"):
+        mae.reconstruct(x, order[:-1] if images > 1 else order[:, :3])
 
 
 def test_visible_patches_alone_reach_the_encoder() -> None:
@@ -77,6 +78,19 @@ def test_the_linear_head_takes_masked_tokens_and_the_vit_head_refuses() -> None:
     probe = MAE(16, 4, SMALL, TINY, head=TINY, classes=3, normalised=True)
     with pytest.raises(ValueError, match="all 17 tokens of an image, but got 5"):
         probe.classify(probe.reconstruct(x, order).latent)
+
+
+def test_the_linear_head_normalises_the_class_token_alone() -> None:
+    mae, x = MAE(16, 4, SMALL, head="linear", classes=3).double(), torch.rand(6, 3, 16, 16).double()
+    token = mae.features(x)[:, 0]
+    mean, variance = token.mean(0), token.var(0, correction=0)
+    expected = mae.head((token - mean) / (variance + 1e-6).sqrt())
+    torch.testing.assert_close(mae.train()(x), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(mae.bn.running_mean, 0.1 * mean)
+    still = mae.bn.running_var.clone()
+    stored = (token - mae.bn.running_mean) / (still + 1e-6).sqrt()
+    torch.testing.assert_close(mae.eval()(x), mae.head(stored), rtol=1e-10, atol=1e-12)
+    assert torch.equal(mae.bn.running_var, still)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 16, 20), (2, 1, 16, 16), (3, 16, 16)])
