@@ -6,6 +6,7 @@
 0.13
 """
 
+from testtime.theory.gradients import Alignment, align
 from testtime.theory.linear import (
     Curve,
     Setting,
@@ -21,8 +22,10 @@ from testtime.theory.subspace import subspace_errors
 from testtime.theory.video import best_window, excess_loss
 
 __all__ = [
+    "Alignment",
     "Curve",
     "Setting",
+    "align",
     "best_window",
     "encoder",
     "excess_loss",
