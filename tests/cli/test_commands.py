@@ -154,3 +154,20 @@ def test_help_is_quick_and_loads_nothing_heavy(args):
     assert done.stdout.startswith("Usage:")
     assert not {"torch", "rich", "numpy"} & set(done.stderr.split())
     assert min(seconds) < 0.5
+
+
+def test_methods_are_listed_and_each_has_a_card():
+    from testtime.adaptation.methods import METHODS
+
+    listed = CliRunner().invoke(cli.main, ["methods"], terminal_width=200)
+    assert listed.exit_code == 0, listed.output
+    for name in METHODS:
+        assert name in listed.output
+        card = CliRunner().invoke(cli.main, ["methods", name])
+        assert card.exit_code == 0, card.output
+        assert f"{METHODS[name].__name__}(" in card.output
+        assert "answers    before" in card.output
+        assert all(f"preset     {preset}: " in card.output for preset in METHODS[name].presets)
+    unknown = CliRunner().invoke(cli.main, ["methods", "tnet"])
+    assert unknown.exit_code == 2
+    assert "Did you mean 'tent'" in unknown.output

@@ -240,6 +240,8 @@ class Method:
 
     name: ClassVar[str] = "method"
     adapts: ClassVar[str] = "nothing"
+    needs: ClassVar[str] = ""  # beyond source data and a batch size, in words
+    tested: ClassVar[str] = ""  # the streams on which its authors showed it, in words
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -57,6 +57,8 @@ class BNAdapt(Method):
 
     name = "bn"
     adapts = "the statistics of BatchNorm layers"
+    needs = "BatchNorm layers"
+    tested = "corruptions one at a time, batches of 1 to 512"
     cost = (1, 0)
     presets = {"official": {"layers": (nn.BatchNorm2d,), "running": "source"}}  # noqa: RUF012
 

@@ -63,6 +63,7 @@ class CoTTA(Method):
 
     adapts = "all weights and biases"
     cost = (34, 1)
+    tested = "one corruption after another without a reset, gradual ones too, batches of 64 to 200"
     looks = 2  # are views used? and in which order do their colours change?
     presets = {  # noqa: RUF012
         "official": {"layers": (nn.BatchNorm2d,), "train": True},

@@ -57,6 +57,7 @@ class SAR(EntropyMethod):
 
     adapts = "the scales and shifts of normalisation layers below the last stage"
     cost = (2, 2)
+    tested = "single images, mixed shifts and streams ordered by class, GroupNorm and LayerNorm"
     presets = {  # noqa: RUF012
         "official": {
             "layers": (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm),

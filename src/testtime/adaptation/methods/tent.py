@@ -31,6 +31,7 @@ class Tent(EntropyMethod):
 
     optimizer: SGD | Adam | None = Adam(lr=1e-3)
 
+    tested = "corruptions one at a time, batches of 64 to 200; also for a whole stream by others"
     presets = {  # noqa: RUF012 - read only, as every class variable of a method
         "official": {"layers": (nn.BatchNorm2d,), "train": True},
         "sar": {
