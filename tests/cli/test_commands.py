@@ -166,7 +166,7 @@ def test_methods_are_listed_and_each_has_a_card():
         card = CliRunner().invoke(cli.main, ["methods", name])
         assert card.exit_code == 0, card.output
         assert f"{METHODS[name].__name__}(" in card.output
-        assert "answers    before" in card.output
+        assert f"answers    {METHODS[name]().answers}" in card.output
         assert all(f"preset     {preset}: " in card.output for preset in METHODS[name].presets)
     unknown = CliRunner().invoke(cli.main, ["methods", "tnet"])
     assert unknown.exit_code == 2

@@ -17,16 +17,8 @@ from testtime.models.mae.masking import (
     targets,
     unpatchify,
 )
-from testtime.models.mae.network import (
-    DECODER,
-    ENCODERS,
-    HEADS,
-    MAE,
-    Encoder,
-    MAEClassifier,
-    Reconstruction,
-    Sizes,
-)
+from testtime.models.mae.network import MAE, Encoder, MAEClassifier, Reconstruction
+from testtime.models.mae.parts import DECODER, ENCODERS, HEADS, Sizes
 from testtime.models.mae.positions import resize_table, sincos_table
 
 __all__ = [

@@ -7,7 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from testtime.models.mae.network import MAE, MAEClassifier, Sizes
+from testtime.models.mae.network import MAE, MAEClassifier
+from testtime.models.mae.parts import Sizes
 
 Tensors = dict[str, Tensor]
 

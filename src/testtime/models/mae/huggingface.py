@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from testtime.models.mae.network import EPS, MAE
+from testtime.models.mae.network import MAE
+from testtime.models.mae.parts import EPS
 
 _SAME = {
     "cls_token": "vit.embeddings.cls_token",
