@@ -35,7 +35,7 @@ def test_the_wrong_target_is_refused(plain: MAE, normalised: MAE) -> None:
 def test_an_untrained_decoder_contradicts_no_declaration() -> None:
     mae = untrained()
     assert mean_share(mae) < 0.3
-    assert not has_learned(mae, True)
+    assert not has_learned(mae)
     assert [require_target(mae, declared) for declared in (False, True)] == [False, True]
 
 
