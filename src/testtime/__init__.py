@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from testtime.adaptation.core import Settled as Settled
     from testtime.adaptation.doctor import doctor as doctor
     from testtime.adaptation.learner import Learner as Learner
+    from testtime.adaptation.methods.actmad import ActMAD as ActMAD
     from testtime.adaptation.methods.bn import BNAdapt as BNAdapt
+    from testtime.adaptation.methods.foa import FOA as FOA
+    from testtime.adaptation.methods.lame import LAME as LAME
     from testtime.adaptation.methods.source import Source as Source
+    from testtime.adaptation.methods.t3a import T3A as T3A
     from testtime.adaptation.methods.tent import Tent as Tent
     from testtime.adaptation.objectives import OpinionEntropy as OpinionEntropy
     from testtime.adaptation.optim import SGD as SGD

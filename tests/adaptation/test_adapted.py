@@ -312,10 +312,11 @@ LOOKS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal.default", "uniqu
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.filterwarnings("ignore:.* stay as they are:UserWarning")
 def test_steps_are_alike_and_do_not_look(method, kind):
     model, batches = tiny(kind, batches=4)
     try:
-        adapted = tt.adapt(model, method)
+        adapted = tt.adapt(model, method, source=batches)
         adapted(batches[0])
     except ValueError:
         pytest.skip("the method does not fit this kind of network")

@@ -28,6 +28,7 @@ class Draws:
         self._calls: Counter[str] = Counter()
         self._stepping = False
         self.step = 0
+        self.places: dict[str, str] = {}  # of values that are recorded elsewhere, by their names
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Draws":
         """Return this very object: the learner's copies of the network read the same masks."""
@@ -72,7 +73,7 @@ class Draws:
         return self._value(f"dropout.{module}.{call}")
 
     def _value(self, name: str) -> Tensor:
-        path = f"draw/{self.step}/{name}"
+        path = self.places.get(name, f"draw/{self.step}/{name}")
         if path not in self._recording:
             raise LookupError(f"the library draws '{path}', which the authors' code did not")
         return self._recording[path]

@@ -349,7 +349,9 @@ def works_where_it_is_called(trial: Trial) -> None:
         expect_same(answers, plain, f"answers within {context.__name__}()")
     expect(not any(t.requires_grad for t in plain), "answers should not require gradients")
     again = [trial.calls[0]] * 2
-    moves = not same(*trial.run(trial.adapt(), again))
+    first, second = trial.run(trial.adapt(), again)
+    # By more than rounding, which a coarser dtype may well round away.
+    moves = bool((second - first).abs().max() > trial.tolerance * first.abs().max())
     device = trial.calls[0].x.device.type
 
     def under_autocast() -> None:

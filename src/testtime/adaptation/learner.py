@@ -499,7 +499,7 @@ class Learner:
             )
         if self.unused:
             self.say(
-                f"{len(self.unused)} of {len(names)} adapting tensors do not influence the answer "
+                f"{len(self.unused)} of {len(names)} adapting tensors do not influence the loss "
                 f"and stay as they are: {some(self.unused)}."
             )
 

@@ -15,7 +15,8 @@ def entropy(logits: Tensor) -> Tensor:
         ``[B]``, or dense ``[B, ...]``; the dtype of ``logits``. TENT, equation 1.
 
     Raises:
-        ValueError: there is one class alone, whose entropy is always zero.
+        ValueError: there is one class alone, whose entropy is always zero; or these are no logits
+            but probabilities, of classes or of several labels.
     """
     _require_classes(logits)
     return -(logits.softmax(1) * logits.log_softmax(1)).sum(1)
@@ -58,5 +59,23 @@ def _require_classes(logits: Tensor) -> None:
         raise ValueError(
             f"The logits {list(logits.shape)} have one class alone, whose entropy is always zero: "
             "nothing adapts. Give a logit to each of two classes, such as "
-            "torch.cat([z, -z], 1) / 2 for the logit z of a sigmoid."
+            "torch.cat([z, -z], 1) / 2 for the logit z of a sigmoid; a regression model takes "
+            "methods without an entropy, such as BNAdapt or ActMAD."
         )
+    # By what computed them: their values may be what logits are, too.
+    made = "" if logits.grad_fn is None else logits.grad_fn.name()
+    if made.startswith("SoftmaxBackward"):
+        raise ValueError(
+            "The model's answers come out of a softmax, so they are probabilities and no logits. "
+            "Adapt a model that returns what goes into it."
+        )
+    if made.startswith("SigmoidBackward"):
+        raise ValueError(MULTI_LABEL.format(found="The model's answers come out of a sigmoid"))
+
+
+MULTI_LABEL = (
+    "{found}: they are several labels an image, each of which may hold, and entropy methods are "
+    "published for one label an image. Use a method without an entropy, such as BNAdapt or ActMAD; "
+    "or choose for yourself that each label is two classes along dimension 1 [B, 2, labels], such "
+    "as by logits=lambda z: torch.stack([z, -z], 1) / 2 for logits z."
+)

@@ -63,3 +63,17 @@ class EntropyMethod(NormMethod):
     """
 
     entropy: Callable[[Tensor], Tensor] = objectives.entropy
+
+    def configure(self, module: nn.Module) -> nn.Module:
+        """Refuse a Hugging Face model that says it is trained for something else than classes."""
+        task = getattr(getattr(module, "config", None), "problem_type", None)
+        if task == "multi_label_classification":
+            found = "The model's configuration says problem_type='multi_label_classification'"
+            raise ValueError(objectives.MULTI_LABEL.format(found=found))
+        if task == "regression":
+            raise ValueError(
+                f"{type(self).__name__} descends an entropy of classes, but the model's "
+                "configuration says problem_type='regression'. Use a method without an entropy, "
+                "such as BNAdapt or ActMAD."
+            )
+        return super().configure(module)
