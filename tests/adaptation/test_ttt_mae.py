@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import testtime as tt
+from tests.adaptation.test_adapted import LOOKS, Recorder
 from testtime.adaptation.methods.ttt_mae import _crops
 from testtime.models import Normalize
 from testtime.models.mae import MAE, MAEClassifier, Sizes
@@ -279,3 +280,18 @@ def test_images_of_another_size_and_nan_are_refused():
         adapted(bad)
     after = adapted.snapshot().tensors()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("options", [{}, {"crops": True, "accumulate": 2}])
+def test_steps_are_alike_and_do_not_look(options):
+    adapted = tt.adapt(network(), tt.TTTMAE(**FEW | options))
+    adapted(images(3, 0))
+    runs = []
+    for seed in (1, 2):
+        with Recorder() as recorder:
+            adapted(images(3, seed))
+        runs.append(recorder.seen)
+    assert runs[0] == runs[1]
+    looks = [name for name, *_ in runs[0] if any(look in name for look in LOOKS)]
+    # The one look of every method that draws: was the batch finite, or do its numbers go back?
+    assert len(looks) <= 1
