@@ -1,5 +1,6 @@
 """What an adapted model does beyond its laws: states, resets, threads, capture-readiness."""
 
+import contextlib
 import copy
 import pickle
 import subprocess
@@ -245,7 +246,12 @@ def test_copies_go_on_alone(how):
 
 def test_saved_here_goes_on_in_a_new_process(tmp_path):
     model, batches = tiny("batchnorm2d", batches=5)
-    running = {method: tt.adapt(model, method) for method in METHODS}
+    running = {}
+    for method in METHODS:
+        # Refused at once: those that need source data or another kind of network.
+        with contextlib.suppress(ValueError):
+            running[method] = tt.adapt(model, method)
+    assert {"source", "bn", "tent", "sar", "cotta"} <= running.keys()
     for method, adapted in running.items():
         for x in batches[:3]:
             adapted(x)
@@ -256,7 +262,7 @@ from safetensors.torch import save_file
 from testtime.models.tiny import tiny
 torch.set_num_threads({torch.get_num_threads()})
 model, batches = tiny("batchnorm2d", batches=5)
-for method in {list(METHODS)}:
+for method in {list(running)}:
     adapted = tt.adapt(model, method).load(method)
     answers = {{str(k): adapted(x) for k, x in enumerate(batches[3:])}}
     save_file(answers | adapted.state_dict(), method + ".after")

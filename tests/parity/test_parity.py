@@ -84,6 +84,12 @@ def test_every_recording_is_named_in_the_readme() -> None:
         ("rotta/bn1d", "extra/1/ema.9.running_var"),
         ("rotta/bn1d", "extra/1/update.0.loss"),
         ("rotta/ties_last", "extra/1/mem.uncertainty"),
+        ("ttt-mae/init-sincos", "out/table_512_14"),
+        ("ttt-mae/target-loss", "grad/pred_norm"),
+        ("ttt-mae/ttt-sgd-accum", "out/6/logits"),
+        ("ttt-mae/ttt-sgd-accum", "out/2/loss_1"),
+        ("ttt-mae/ttt-sgd-accum", "state/1/mask_token"),
+        ("ttt-mae/ttt-sgd-accum", "extra/3/grad_norm"),
     ],
 )
 def test_a_perturbed_tensor_is_above_the_bar(tmp_path: Path, name: str, tensor: str) -> None:
