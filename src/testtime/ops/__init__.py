@@ -1,0 +1,1 @@
+"""Operators, each with a readable reference and faster forms that equal it."""

@@ -1,0 +1,267 @@
+"""The loop over chunks, forward and backward, for any inner model.
+
+Inside, tensors are chunk by chunk: ``[n, N, K, D]`` with n chunks and N = B H sequences of one
+head, so that what does not wait for the chunk before runs on many chunks at once. ``lr`` and
+``rate`` are ``[n, N, K, 1]``, ``steps`` is ``[n, N, K, K]``.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from testtime.ops.ttt.affine import sums
+
+S = TypeVar("S", covariant=True)
+T = TypeVar("T", bound=tuple[Any, ...])
+
+
+class Tokens(NamedTuple):
+    """Tokens on the chunk grid."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    lr: Tensor
+
+
+class Tracked(NamedTuple, Generic[S]):
+    """What tokens teach: for each layer its inputs and the gradients at its output, [..., K, .]."""
+
+    inputs: tuple[Tensor, ...]
+    gradients: tuple[Tensor, ...]
+    loss: Tensor
+    saved: S
+
+
+class Cotangents(NamedTuple):
+    """Cotangents of what goes into a group of chunks; of the norm's, token by token."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    steps: Tensor
+    rate: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+class Inner(Protocol):
+    """An inner model: what it learns from a chunk, what it answers, and the way back."""
+
+    operand: torch.dtype
+
+    def learn(self, start: Sequence[Tensor], k: Tensor, v: Tensor) -> Tracked[Any]:
+        """Return what tokens teach at parameters ``start``."""
+
+    def answer(
+        self,
+        start: Sequence[Tensor],
+        q: Tensor,
+        inputs: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        steps: Tensor,
+    ) -> Tensor:
+        """Return the outputs of tokens that read ``start`` moved by ``steps`` of the gradients."""
+
+    def backward(
+        self,
+        start: Sequence[Tensor],
+        tokens: Tokens,
+        steps: Tensor,
+        rate: Tensor,
+        d_o: Tensor,
+        d_state: Sequence[Tensor],
+    ) -> Cotangents:
+        """Return the cotangents of a group of g chunks.
+
+        ``start`` are the parameters at each chunk's start, ``[g, ...]``; ``d_state`` their
+        cotangents, ``[g + 1, ...]``: the last is given, the others are written here.
+        """
+
+
+def each(tensors: T, j: int) -> T:
+    """Return entry j of every tensor of a named tuple."""
+    return type(tensors)(*(t[j] for t in tensors))
+
+
+class Grid:
+    """The chunks of one call: which of them close, and with what steps.
+
+    Args:
+        lr: inner learning rates, [n, N, K, 1].
+        coefficient: by position in the chunk, [K].
+        closed: how many chunks each of the N rows has to the end; later ones move no state.
+    """
+
+    def __init__(self, lr: Tensor, coefficient: Tensor, closed: Tensor) -> None:
+        self.lr, self.coefficient, self.closed = lr, coefficient, closed
+        self.lowest, self.highest = int(closed.min()), int(closed.max())
+
+    def steps(self, chunks: slice) -> Tensor:
+        """Return the step of token j that token i reads, c_i lr_j for j <= i."""
+        return (self.coefficient[:, None] * self.lr[chunks].mT).tril()
+
+    def closes(self, chunks: slice) -> Tensor:
+        """Return where a row closes a chunk, [chunks, N, 1, 1]."""
+        numbers = torch.arange(chunks.start, chunks.stop, device=self.closed.device)
+        return (numbers[:, None] < self.closed)[:, :, None, None]
+
+    def rate(self, chunks: slice) -> Tensor:
+        """Return the step of each token in the state that the next chunk starts from."""
+        return self.coefficient[-1] * self.lr[chunks] * self.closes(chunks)
+
+
+def walk(
+    inner: Inner, tokens: Tokens, grid: Grid, chunks: slice, start: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tracked[Any]]]:
+    """Return the parameters at every chunk's start and after the last, and what was learned."""
+    count = chunks.stop - chunks.start
+    states = [p.new_empty(count + 1, *p.shape) for p in start]
+    for whole, first in zip(states, start, strict=True):
+        whole[0] = first
+    learned = []
+    for i, j in enumerate(range(chunks.start, chunks.stop)):
+        here = inner.learn([p[i] for p in states], tokens.k[j], tokens.v[j])
+        learned.append(here)
+        if j >= grid.highest:
+            for p in states:
+                p[i + 1] = p[i]
+            continue
+        for layer, (x, g) in enumerate(zip(here.inputs, here.gradients, strict=True)):
+            step_w, step_b = sums(x, g, grid.coefficient[-1] * tokens.lr[j], inner.operand)
+            for p, step in zip(states[2 * layer : 2 * layer + 2], (step_w, step_b), strict=True):
+                torch.sub(p[i], step, out=p[i + 1])
+                if j >= grid.lowest:
+                    # Not a rate of 0: what an unfinished chunk holds may not be finite.
+                    torch.where(grid.closes(slice(j, j + 1))[0], p[i + 1], p[i], out=p[i + 1])
+    return states, learned
+
+
+def groups(count: int, size: int) -> list[slice]:
+    """Return the groups of chunks, in order."""
+    return [slice(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+class Forward(NamedTuple):
+    """What a forward over all chunks gives."""
+
+    o: Tensor
+    end: list[Tensor]
+    checkpoints: list[Tensor]  # the parameters at the start of each group, [groups, N, ...]
+    past: list[Tensor]  # at the start of each row's last closed chunks, newest first, [past, N, ..]
+    losses: list[Tensor]  # before and after each token's step, where asked for
+
+
+def forward(
+    inner: Inner,
+    tokens: Tokens,
+    grid: Grid,
+    start: Sequence[Tensor],
+    *,
+    size: int,
+    past: int = 0,
+    keep: bool = False,
+    losses: bool = False,
+) -> Forward:
+    """Run all chunks.
+
+    Args:
+        inner: the inner model.
+        tokens: of all chunks.
+        grid: their steps.
+        start: parameters, [N, ...].
+        size: chunks of a group.
+        past: how many closed chunks to return the start of.
+        keep: return checkpoints.
+        losses: return the inner losses.
+    """
+    outputs, before, after = [], [], []
+    checkpoints: list[list[Tensor]] = [[] for _ in start]
+    recent = [p.new_zeros(past, *p.shape) for p in start]
+    now = list(start)
+    for chunks in groups(len(tokens.q), size):
+        for saved, p in zip(checkpoints, now, strict=True):
+            saved += [p] * keep
+        states, learned = walk(inner, tokens, grid, chunks, now)
+        inputs = [torch.stack(x) for x in zip(*(one.inputs for one in learned), strict=True)]
+        gradients = [torch.stack(g) for g in zip(*(one.gradients for one in learned), strict=True)]
+        starts, steps = [p[:-1] for p in states], grid.steps(chunks)
+        outputs.append(inner.answer(starts, tokens.q[chunks], inputs, gradients, steps))
+        if losses:
+            before.append(torch.stack([one.loss for one in learned]))
+            # A token that asks with its own key is answered k + f(k), and v is what it should be.
+            own = inner.answer(starts, tokens.k[chunks], inputs, gradients, steps)
+            after.append((own - tokens.v[chunks]).square().sum(-1) / 2)
+        for back in range(past):
+            for i, j in enumerate(range(chunks.start, chunks.stop)):
+                if grid.lowest - 1 - back <= j <= grid.highest - 1 - back:
+                    here = (grid.closed - 1 - back == j)[:, None, None]
+                    for kept, p in zip(recent, states, strict=True):
+                        kept[back] = torch.where(here, p[i], kept[back])
+        now = [p[-1] for p in states]
+    return Forward(
+        torch.cat(outputs),
+        now,
+        [torch.stack(p) if p else start[0].new_empty(0) for p in checkpoints],
+        recent,
+        [torch.cat(before), torch.cat(after)] if losses else [],
+    )
+
+
+class Backward(NamedTuple):
+    """The cotangents of everything that goes into a forward; of the norm's, token by token."""
+
+    tokens: Tokens
+    coefficient: Tensor
+    weight: Tensor
+    bias: Tensor
+    start: list[Tensor]
+
+
+def backward(
+    inner: Inner,
+    tokens: Tokens,
+    grid: Grid,
+    checkpoints: Sequence[Tensor],
+    d_o: Tensor,
+    d_end: Sequence[Tensor],
+    *,
+    size: int,
+) -> Backward:
+    """Go through all chunks from the end, group by group.
+
+    Args:
+        inner: the inner model.
+        tokens: of all chunks.
+        grid: their steps.
+        checkpoints: the parameters at the start of each group.
+        d_o: cotangent of the outputs.
+        d_end: cotangents of the parameters after the last chunk.
+        size: chunks of a group.
+    """
+    d_tokens = Tokens(*(torch.empty_like(t) for t in tokens))
+    d_coefficient = torch.zeros_like(grid.coefficient)
+    d_weight, d_bias = torch.empty_like(d_o), torch.empty_like(d_o)
+    d_now = list(d_end)
+    for number, chunks in reversed(list(enumerate(groups(len(tokens.q), size)))):
+        first = [p[number] for p in checkpoints]
+        states = walk(inner, tokens, grid, chunks, first)[0] if size > 1 else None
+        starts = [p[:-1] for p in states] if states else [p[None] for p in first]
+        d_state = [p.new_empty(chunks.stop - chunks.start + 1, *p.shape) for p in d_now]
+        for whole, last in zip(d_state, d_now, strict=True):
+            whole[-1] = last
+        here = Tokens(*(t[chunks] for t in tokens))
+        steps, rate = grid.steps(chunks), grid.rate(chunks)
+        found = inner.backward(starts, here, steps, rate, d_o[chunks], d_state)
+        d_tokens.q[chunks], d_tokens.k[chunks], d_tokens.v[chunks] = found.q, found.k, found.v
+        d_weight[chunks], d_bias[chunks] = found.weight, found.bias
+        # steps_ij = c_i lr_j for j <= i, rate_j = c_K lr_j where the chunk closes
+        d_steps, d_rate = found.steps.tril(), found.rate * grid.closes(chunks)
+        d_lr = (d_steps * grid.coefficient[:, None]).sum(-2, keepdim=True).mT
+        d_tokens.lr[chunks] = d_lr + grid.coefficient[-1] * d_rate
+        d_coefficient += (d_steps @ here.lr).sum((0, 1))[:, 0]
+        d_coefficient[-1] += (d_rate * here.lr).sum()
+        d_now = [p[0] for p in d_state]
+    return Backward(d_tokens, d_coefficient, d_weight, d_bias, d_now)

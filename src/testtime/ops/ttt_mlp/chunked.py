@@ -1,0 +1,121 @@
+"""TTT-MLP a chunk at a time: the dual form, and its backward by hand.
+
+Source: arXiv 2407.04620, section 2.5 and appendix A.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from testtime.ops.ttt.affine import moved, moved_backward, product
+from testtime.ops.ttt.chunks import Cotangents, Tokens, Tracked, each
+from testtime.ops.ttt.norm import Descent, Norm, descend, descend_backward, normalise
+from testtime.ops.ttt_mlp.gelu import EXACT, OFFICIAL, gelu, slope, slope_and_curvature
+
+
+class Saved(NamedTuple):
+    """What the backward needs of the inner forward and backward pass."""
+
+    z1: Tensor
+    descent: Descent
+    back: Tensor  # cotangent of gelu(z1)
+
+
+class MLP:
+    """f(x) = LN(gelu(x W1 + b1) W2 + b2), learned as by ``Linear``; parameters (W1, b1, W2, b2)."""
+
+    def __init__(self, norm: Norm, operand: torch.dtype, official: bool = False) -> None:
+        self.norm, self.operand = norm, operand
+        self.constants = OFFICIAL if official else EXACT
+
+    def learn(self, start: Sequence[Tensor], k: Tensor, v: Tensor) -> Tracked[Saved]:
+        """Return the gradients that each token gives at the chunk's start, for both layers."""
+        w1, b1, w2, b2 = start
+        z1 = product(k, w1, self.operand) + b1
+        x2 = gelu(z1)
+        descent = descend(product(x2, w2, self.operand) + b2, v - k, self.norm)
+        back = product(descent.g, w2.mT, self.operand)
+        g1 = back * slope(z1, self.constants)
+        return Tracked((k, x2), (g1, descent.g), descent.loss, Saved(z1, descent, back))
+
+    def answer(
+        self,
+        start: Sequence[Tensor],
+        q: Tensor,
+        inputs: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        steps: Tensor,
+    ) -> Tensor:
+        """Return q + f(q) of each token, with the parameters that it reads."""
+        (w1, b1, w2, b2), (k, x2), (g1, g2) = start, inputs, gradients
+        x2_read = gelu(moved(q, w1, b1, k, g1, steps, self.operand))
+        z2 = moved(x2_read, w2, b2, x2, g2, steps, self.operand)
+        return q + torch.addcmul(self.norm.bias, self.norm.weight, normalise(z2, self.norm.eps).hat)
+
+    def backward(
+        self,
+        start: Sequence[Tensor],
+        tokens: Tokens,
+        steps: Tensor,
+        rate: Tensor,
+        d_o: Tensor,
+        d_state: Sequence[Tensor],
+    ) -> Cotangents:
+        """Go through a group of chunks from its end; see ``chunks.backward`` for the arguments."""
+        norm, operand = self.norm, self.operand
+        w1, b1, w2, b2 = start
+        q, k, v = tokens.q, tokens.k, tokens.v
+        (_, x2), (g1, g2), _, (z1, (at, error, _), back) = self.learn(start, k, v)
+
+        # o = q + LN(z2): the read-out, of all chunks at once.
+        z1_read = moved(q, w1, b1, k, g1, steps, operand)
+        x2_read = gelu(z1_read)
+        out = normalise(moved(x2_read, w2, b2, x2, g2, steps, operand), norm.eps)
+        u2 = out.pull(norm.weight * d_o)
+        read2 = moved_backward(x2_read, w2, x2, g2, steps, operand, u2)
+        read1 = moved_backward(q, w1, k, g1, steps, operand, read2.x * slope(z1_read))
+
+        # W' = W - rate x^T g and the gradients themselves: one chunk after another.
+        inner_slope, curvature = slope_and_curvature(z1, self.constants)
+        forward_slope = inner_slope if self.constants == EXACT else slope(z1)
+        bend = back * curvature
+        d_w1, d_b1, d_w2, d_b2 = d_state
+        for whole, here in zip(d_state, (read1.w, read1.b, read2.w, read2.b), strict=True):
+            whole[:-1] = here
+        d_g1, d_g2, d_x2 = read1.g, read2.g, read2.inputs
+        d_z1, reach1 = torch.empty_like(z1), torch.empty_like(z1)
+        d_along, reach2 = torch.empty_like(g2), torch.empty_like(g2)
+        for j in reversed(range(len(z1))):
+            reach1[j] = product(k[j], d_w1[j + 1], operand) + d_b1[j + 1]
+            reach2[j] = product(x2[j], d_w2[j + 1], operand) + d_b2[j + 1]
+            d_g1[j] -= rate[j] * reach1[j]
+            d_g2[j] -= rate[j] * reach2[j]
+            d_x2[j] -= rate[j] * product(g2[j], d_w2[j + 1].mT, operand)
+            # g1 = back * slope(z1), back = g2 W2^T
+            d_back = d_g1[j] * inner_slope[j]
+            d_g2[j] += product(d_back, w2[j], operand)
+            d_z2, d_along[j] = descend_backward(each(at, j), error[j], g2[j], norm, d_g2[j])
+            # z2 = x2 W2 + b2, x2 = gelu(z1), z1 = k W1 + b1
+            d_x2[j] += product(d_z2, w2[j].mT, operand)
+            d_z1[j] = d_g1[j] * bend[j] + d_x2[j] * forward_slope[j]
+            d_w2[j] += d_w2[j + 1] + product(d_back.mT, g2[j], operand)
+            d_w2[j] += product(x2[j].mT, d_z2, operand)
+            d_b2[j] += d_b2[j + 1] + d_z2.sum(-2, keepdim=True)
+            d_w1[j] += d_w1[j + 1] + product(k[j].mT, d_z1[j], operand)
+            d_b1[j] += d_b1[j + 1] + d_z1[j].sum(-2, keepdim=True)
+
+        d_error = norm.weight * d_along
+        d_k = read1.inputs + product(d_z1, w1.mT, operand) + d_error
+        d_k -= rate * product(g1, d_w1[1:].mT, operand)
+        d_rate = (g1 * reach1).sum(-1, keepdim=True) + (g2 * reach2).sum(-1, keepdim=True)
+        return Cotangents(
+            q=d_o + read1.x,
+            k=d_k,
+            v=-d_error,
+            steps=read1.steps + read2.steps,
+            rate=-d_rate,
+            weight=d_o * out.hat + d_along * error + d_error * at.hat,
+            bias=d_o + d_error,
+        )
