@@ -189,7 +189,8 @@ def register(name: str, make: MakeInner) -> Operator:
     def pull(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
         if not ctx.keep:
             raise RuntimeError(f"testtime::{name} was called with keep=False: it has no backward.")
-        (*tensors, closed), saved = ctx.saved_tensors[:8], ctx.saved_tensors[8:]
+        every = ctx.saved_tensors
+        (*tensors, closed), saved = every[:8], every[8:]
         ends, checkpoints = saved[: ctx.count], saved[ctx.count :]
         given = grads[2 : 2 + ctx.count]
         d_o = torch.zeros_like(tensors[0]) if grads[0] is None else grads[0]

@@ -167,11 +167,14 @@ def _chunked(
         inside = number[:, None] * chunk + torch.arange(chunk, device=number.device)
         return _learn(model, norm, options, start, at(inside.clamp(min=0)))
 
-    past = []
+    past: list[Chunk] = []
+    most = size // chunk  # chunks that a row may close in this call
     with torch.no_grad():
-        for back in range(len(state.past)):
-            here = chunk_at(closed - 1 - back, [p[back] for p in found.past])
-            for few in range(back + 1):  # where a row closed so few, an older one comes forward
+        for back, here in enumerate(state.past):
+            if back < most:
+                here = chunk_at(closed - 1 - back, [p[back] for p in found.past])
+            # Where a row closed so few, an older one comes forward.
+            for few in range(min(back, most) + 1):
                 here = state.past[back - few].where(closed == few, here)
             past.append(here)
     last = chunk_at(closed, found.end).first((filled + lengths) % chunk)

@@ -140,6 +140,12 @@ class State:
         """Return the state on a device."""
         return replace(self.map(lambda t: t.to(device)), coefficient=self.coefficient.to(device))
 
+    def remembering(self, tokens: int) -> "State":
+        """Return a state that remembers so many of the tokens to come, if it were fewer."""
+        more = -(-tokens // self.chunk) - len(self.past)
+        blank = self.now.map(lambda t: torch.zeros_like(t.detach()))
+        return replace(self, past=(*self.past, *(blank,) * more))
+
     def roll_back(self, tokens: int | Tensor) -> "State":
         """Return the state as it was before the last tokens, to the bit.
 

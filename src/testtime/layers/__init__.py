@@ -1,0 +1,1 @@
+"""Layers whose hidden state is a model that is trained as they read."""
