@@ -17,9 +17,18 @@ from torch import Tensor
 
 def product(a: Tensor, b: Tensor, operand: torch.dtype) -> Tensor:
     """Return a b with both rounded to the operands' dtype, summed up in their own."""
-    if operand in (torch.bfloat16, torch.float16):
-        a, b = a.to(operand).to(a.dtype), b.to(operand).to(b.dtype)
-    return a @ b
+    return _rounded(a, operand) @ _rounded(b, operand)
+
+
+def add_product(
+    base: Tensor, a: Tensor, b: Tensor, operand: torch.dtype, out: Tensor | None = None
+) -> Tensor:
+    """Return base + a b in one step, for tensors [N, ., .], written to ``out`` if there is one."""
+    return torch.baddbmm(base, _rounded(a, operand), _rounded(b, operand), out=out)
+
+
+def _rounded(x: Tensor, operand: torch.dtype) -> Tensor:
+    return x.to(operand).to(x.dtype) if operand in (torch.bfloat16, torch.float16) else x
 
 
 def moved(

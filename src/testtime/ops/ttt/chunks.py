@@ -11,10 +11,9 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from testtime.ops.ttt.affine import sums
+from testtime.ops.ttt.affine import add_product
 
 S = TypeVar("S", covariant=True)
-T = TypeVar("T", bound=tuple[Any, ...])
 
 
 class Tokens(NamedTuple):
@@ -81,11 +80,6 @@ class Inner(Protocol):
         """
 
 
-def each(tensors: T, j: int) -> T:
-    """Return entry j of every tensor of a named tuple."""
-    return type(tensors)(*(t[j] for t in tensors))
-
-
 class Grid:
     """The chunks of one call: which of them close, and with what steps.
 
@@ -121,7 +115,7 @@ def walk(
     states = [p.new_empty(count + 1, *p.shape) for p in start]
     for whole, first in zip(states, start, strict=True):
         whole[0] = first
-    learned = []
+    learned, rate = [], grid.coefficient[-1] * tokens.lr[chunks]
     for i, j in enumerate(range(chunks.start, chunks.stop)):
         here = inner.learn([p[i] for p in states], tokens.k[j], tokens.v[j])
         learned.append(here)
@@ -130,9 +124,11 @@ def walk(
                 p[i + 1] = p[i]
             continue
         for layer, (x, g) in enumerate(zip(here.inputs, here.gradients, strict=True)):
-            step_w, step_b = sums(x, g, grid.coefficient[-1] * tokens.lr[j], inner.operand)
-            for p, step in zip(states[2 * layer : 2 * layer + 2], (step_w, step_b), strict=True):
-                torch.sub(p[i], step, out=p[i + 1])
+            w, b = states[2 * layer : 2 * layer + 2]
+            step = rate[i] * g
+            add_product(w[i], x.mT, -step, inner.operand, out=w[i + 1])
+            torch.sub(b[i], step.sum(-2, keepdim=True), out=b[i + 1])
+            for p in (w, b):
                 if j >= grid.lowest:
                     # Not a rate of 0: what an unfinished chunk holds may not be finite.
                     torch.where(grid.closes(slice(j, j + 1))[0], p[i + 1], p[i], out=p[i + 1])

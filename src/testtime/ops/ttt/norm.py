@@ -66,17 +66,29 @@ def descend(z: Tensor, target: Tensor, norm: Norm) -> Descent:
     return Descent(at, error, at.pull(norm.weight * error))
 
 
-def descend_backward(
-    at: Normalised, error: Tensor, g: Tensor, norm: Norm, cotangent: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the cotangents of z and of ``weight * error``, given that of g.
+class DescentBackward:
+    """The backward of ``descend`` for a group of chunks [g, N, K, D], chunk by chunk.
 
-    The first is all that the chunk before has to wait for; the rest follows from the second.
+    What does not wait for the chunk behind is computed for all at once.
     """
-    along = norm.weight * error
-    h = cotangent * at.rstd
-    pulled = at.pull(cotangent)
-    hat = norm.weight.square() * pulled
-    hat = hat - h * (along * at.hat).mean(-1, keepdim=True)
-    hat = hat - along * (h * at.hat).mean(-1, keepdim=True)
-    return at.pull(hat) - at.hat * (h * g).mean(-1, keepdim=True), pulled
+
+    def __init__(self, descent: Descent, norm: Norm) -> None:
+        at, along = descent.at, norm.weight * descent.error
+        mean = (along * at.hat).mean(-1, keepdim=True)
+        self.square = norm.weight.square()
+        columns = (*at, descent.g, along, mean)
+        self.chunks = list(zip(*(t.unbind() for t in columns), strict=True))
+
+    def __call__(self, j: int, cotangent: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the cotangents of z and of ``weight * error`` in chunk j, given that of g.
+
+        The first is all that the chunk before has to wait for; the rest follows from the second.
+        """
+        *normalised, g, along, mean = self.chunks[j]
+        at = Normalised(*normalised)
+        h = cotangent * at.rstd
+        pulled = at.pull(cotangent)
+        hat = torch.addcmul(self.square * pulled, h, mean, value=-1)
+        hat.addcmul_(along, (h * at.hat).mean(-1, keepdim=True), value=-1)
+        d_z = at.pull(hat).addcmul_(at.hat, (h * g).mean(-1, keepdim=True), value=-1)
+        return d_z, pulled

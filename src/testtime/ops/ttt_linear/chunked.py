@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from testtime.ops.ttt.affine import moved, moved_backward, product
-from testtime.ops.ttt.chunks import Cotangents, Tokens, Tracked, each
-from testtime.ops.ttt.norm import Descent, Norm, descend, descend_backward, normalise
+from testtime.ops.ttt.affine import add_product, moved, moved_backward, product
+from testtime.ops.ttt.chunks import Cotangents, Tokens, Tracked
+from testtime.ops.ttt.norm import Descent, DescentBackward, Norm, descend, normalise
 
 
 class Linear:
@@ -51,7 +51,8 @@ class Linear:
         norm, operand = self.norm, self.operand
         w, b = start
         q, k, v = tokens.q, tokens.k, tokens.v
-        at, error, g = self.learn(start, k, v).saved
+        descent = self.learn(start, k, v).saved
+        at, error, g = descent
 
         # o = q + LN(z): the read-out, of all chunks at once.
         out = normalise(moved(q, w, b, k, g, steps, operand), norm.eps)
@@ -61,13 +62,16 @@ class Linear:
         # W' = W - rate k^T g and the gradient itself: one chunk after another.
         d_w, d_b = d_state
         d_w[:-1], d_b[:-1] = read.w, read.b
-        d_g, d_z, d_along, reach = read.g, *(torch.empty_like(g) for _ in range(3))
+        d_z, d_along, reach = (torch.empty_like(g) for _ in range(3))
+        through_descent = DescentBackward(descent, norm)
         for j in reversed(range(len(g))):
-            reach[j] = product(k[j], d_w[j + 1], operand) + d_b[j + 1]
-            d_g[j] -= rate[j] * reach[j]
-            d_z[j], d_along[j] = descend_backward(each(at, j), error[j], g[j], norm, d_g[j])
-            d_w[j] += d_w[j + 1] + product(k[j].mT, d_z[j], operand)
-            d_b[j] += d_b[j + 1] + d_z[j].sum(-2, keepdim=True)
+            d_w_next, d_b_next, k_j = d_w[j + 1], d_b[j + 1], k[j]
+            add_product(d_b_next, k_j, d_w_next, operand, out=reach[j])
+            d_g = read.g[j].addcmul_(rate[j], reach[j], value=-1)
+            d_z_j, d_along[j] = through_descent(j, d_g)
+            d_z[j] = d_z_j
+            add_product(d_w[j].add_(d_w_next), k_j.mT, d_z_j, operand, out=d_w[j])
+            d_b[j].add_(d_b_next).add_(d_z_j.sum(-2, keepdim=True))
 
         d_error = norm.weight * d_along
         d_k = read.inputs + product(d_z, w.mT, operand) + d_error

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from testtime.ops.ttt.affine import moved, moved_backward, product
-from testtime.ops.ttt.chunks import Cotangents, Tokens, Tracked, each
-from testtime.ops.ttt.norm import Descent, Norm, descend, descend_backward, normalise
-from testtime.ops.ttt_mlp.gelu import EXACT, OFFICIAL, gelu, slope, slope_and_curvature
+from testtime.ops.ttt.affine import add_product, moved, moved_backward, product
+from testtime.ops.ttt.chunks import Cotangents, Tokens, Tracked
+from testtime.ops.ttt.norm import Descent, DescentBackward, Norm, descend, normalise
+from testtime.ops.ttt_mlp.gelu import EXACT, OFFICIAL, curvature, gelu, through
 
 
 class Saved(NamedTuple):
@@ -37,7 +37,7 @@ class MLP:
         x2 = gelu(z1)
         descent = descend(product(x2, w2, self.operand) + b2, v - k, self.norm)
         back = product(descent.g, w2.mT, self.operand)
-        g1 = back * slope(z1, self.constants)
+        g1 = through(back, z1, self.constants)
         return Tracked((k, x2), (g1, descent.g), descent.loss, Saved(z1, descent, back))
 
     def answer(
@@ -67,7 +67,7 @@ class MLP:
         norm, operand = self.norm, self.operand
         w1, b1, w2, b2 = start
         q, k, v = tokens.q, tokens.k, tokens.v
-        (_, x2), (g1, g2), _, (z1, (at, error, _), back) = self.learn(start, k, v)
+        (_, x2), (g1, g2), _, (z1, descent, back) = self.learn(start, k, v)
 
         # o = q + LN(z2): the read-out, of all chunks at once.
         z1_read = moved(q, w1, b1, k, g1, steps, operand)
@@ -75,36 +75,37 @@ class MLP:
         out = normalise(moved(x2_read, w2, b2, x2, g2, steps, operand), norm.eps)
         u2 = out.pull(norm.weight * d_o)
         read2 = moved_backward(x2_read, w2, x2, g2, steps, operand, u2)
-        read1 = moved_backward(q, w1, k, g1, steps, operand, read2.x * slope(z1_read))
+        read1 = moved_backward(q, w1, k, g1, steps, operand, through(read2.x, z1_read))
 
         # W' = W - rate x^T g and the gradients themselves: one chunk after another.
-        inner_slope, curvature = slope_and_curvature(z1, self.constants)
-        forward_slope = inner_slope if self.constants == EXACT else slope(z1)
-        bend = back * curvature
+        bend = back * curvature(z1, self.constants)
         d_w1, d_b1, d_w2, d_b2 = d_state
         for whole, here in zip(d_state, (read1.w, read1.b, read2.w, read2.b), strict=True):
             whole[:-1] = here
-        d_g1, d_g2, d_x2 = read1.g, read2.g, read2.inputs
         d_z1, reach1 = torch.empty_like(z1), torch.empty_like(z1)
         d_along, reach2 = torch.empty_like(g2), torch.empty_like(g2)
+        through_descent = DescentBackward(descent, norm)
         for j in reversed(range(len(z1))):
-            reach1[j] = product(k[j], d_w1[j + 1], operand) + d_b1[j + 1]
-            reach2[j] = product(x2[j], d_w2[j + 1], operand) + d_b2[j + 1]
-            d_g1[j] -= rate[j] * reach1[j]
-            d_g2[j] -= rate[j] * reach2[j]
-            d_x2[j] -= rate[j] * product(g2[j], d_w2[j + 1].mT, operand)
+            k_j, x2_j, z1_j, g2_j, rate_j, w2_j = k[j], x2[j], z1[j], g2[j], rate[j], w2[j]
+            add_product(d_b1[j + 1], k_j, d_w1[j + 1], operand, out=reach1[j])
+            add_product(d_b2[j + 1], x2_j, d_w2[j + 1], operand, out=reach2[j])
+            d_g1 = read1.g[j].addcmul_(rate_j, reach1[j], value=-1)
+            d_g2 = read2.g[j].addcmul_(rate_j, reach2[j], value=-1)
+            d_x2 = add_product(read2.inputs[j], -rate_j * g2_j, d_w2[j + 1].mT, operand)
             # g1 = back * slope(z1), back = g2 W2^T
-            d_back = d_g1[j] * inner_slope[j]
-            d_g2[j] += product(d_back, w2[j], operand)
-            d_z2, d_along[j] = descend_backward(each(at, j), error[j], g2[j], norm, d_g2[j])
+            d_back = through(d_g1, z1_j, self.constants)
+            d_g2 = add_product(d_g2, d_back, w2_j, operand)
+            d_z2, d_along[j] = through_descent(j, d_g2)
             # z2 = x2 W2 + b2, x2 = gelu(z1), z1 = k W1 + b1
-            d_x2[j] += product(d_z2, w2[j].mT, operand)
-            d_z1[j] = d_g1[j] * bend[j] + d_x2[j] * forward_slope[j]
-            d_w2[j] += d_w2[j + 1] + product(d_back.mT, g2[j], operand)
-            d_w2[j] += product(x2[j].mT, d_z2, operand)
-            d_b2[j] += d_b2[j + 1] + d_z2.sum(-2, keepdim=True)
-            d_w1[j] += d_w1[j + 1] + product(k[j].mT, d_z1[j], operand)
-            d_b1[j] += d_b1[j + 1] + d_z1[j].sum(-2, keepdim=True)
+            d_x2 = add_product(d_x2, d_z2, w2_j.mT, operand)
+            d_z1_j = torch.addcmul(through(d_x2, z1_j), d_g1, bend[j])
+            d_z1[j] = d_z1_j
+            d_w2_j = d_w2[j].add_(d_w2[j + 1])
+            add_product(d_w2_j, d_back.mT, g2_j, operand, out=d_w2_j)
+            add_product(d_w2_j, x2_j.mT, d_z2, operand, out=d_w2_j)
+            add_product(d_w1[j].add_(d_w1[j + 1]), k_j.mT, d_z1_j, operand, out=d_w1[j])
+            d_b1[j].add_(d_b1[j + 1]).add_(d_z1_j.sum(-2, keepdim=True))
+            d_b2[j].add_(d_b2[j + 1]).add_(d_z2.sum(-2, keepdim=True))
 
         d_error = norm.weight * d_along
         d_k = read1.inputs + product(d_z1, w1.mT, operand) + d_error
@@ -116,6 +117,6 @@ class MLP:
             v=-d_error,
             steps=read1.steps + read2.steps,
             rate=-d_rate,
-            weight=d_o * out.hat + d_along * error + d_error * at.hat,
+            weight=d_o * out.hat + d_along * descent.error + d_error * descent.at.hat,
             bias=d_o + d_error,
         )

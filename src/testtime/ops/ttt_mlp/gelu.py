@@ -20,24 +20,21 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-def slope(x: Tensor, constants: tuple[float, float] = EXACT) -> Tensor:
-    """Return the derivative of gelu."""
-    return _slope(x, *_tanh(x, constants))
-
-
-def slope_and_curvature(x: Tensor, constants: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Return the derivative of gelu, and the derivative of that one as it is written."""
-    a, b = constants
-    th, s, w = _tanh(x, constants)
-    inner = a * (1 + 3 * CUBIC * x * x)
-    return _slope(x, th, s, w), s * ((w + inner) / 2 + b * x * x - x * th * inner * w)
-
-
-def _tanh(x: Tensor, constants: tuple[float, float]) -> tuple[Tensor, Tensor, Tensor]:
+def through(cotangent: Tensor, x: Tensor, constants: tuple[float, float] = EXACT) -> Tensor:
+    """Return the cotangent of x, given that of gelu(x): its product with the slope."""
+    if constants == EXACT:
+        pulled: Tensor = torch.ops.aten.gelu_backward(cotangent, x, approximate="tanh")
+        return pulled
     a, b = constants
     th = torch.tanh(a * x * (1 + CUBIC * x * x))
-    return th, 1 - th * th, a + b * x * x
+    return cotangent * ((x * (1 - th * th) * (a + b * x * x) + 1 + th) / 2)
 
 
-def _slope(x: Tensor, th: Tensor, s: Tensor, w: Tensor) -> Tensor:
-    return (x * s * w + 1 + th) / 2
+def curvature(x: Tensor, constants: tuple[float, float]) -> Tensor:
+    """Return the derivative of the slope as it is written."""
+    a, b = constants
+    square = x * x
+    th = torch.tanh(x * (a + a * CUBIC * square))
+    outer, inner = a + b * square, a + 3 * a * CUBIC * square
+    bend = torch.addcmul((outer + inner) / 2 + b * square, x * th, outer * inner, value=-1)
+    return torch.addcmul(bend, bend, th * th, value=-1)
