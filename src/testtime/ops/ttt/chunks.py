@@ -67,6 +67,7 @@ class Inner(Protocol):
     def backward(
         self,
         start: Sequence[Tensor],
+        learned: Tracked[Any],
         tokens: Tokens,
         steps: Tensor,
         rate: Tensor,
@@ -75,9 +76,23 @@ class Inner(Protocol):
     ) -> Cotangents:
         """Return the cotangents of a group of g chunks.
 
-        ``start`` are the parameters at each chunk's start, ``[g, ...]``; ``d_state`` their
-        cotangents, ``[g + 1, ...]``: the last is given, the others are written here.
+        ``start`` are the parameters at each chunk's start, ``[g, ...]``, and ``learned`` is what the
+        chunks teach there; ``d_state`` are the cotangents of the parameters, ``[g + 1, ...]``: the
+        last is given, the others are written here.
         """
+
+
+# Chunks that are worked on at once where nothing else says how many.
+GROUP = 16
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """Return the tuple, of tuples, of tensors that stacks those of a sequence."""
+    if isinstance(trees[0], Tensor):
+        return torch.stack(list(trees))
+    parts = [stack(column) for column in zip(*trees, strict=True)]
+    kind = type(trees[0])
+    return kind(*parts) if hasattr(kind, "_fields") else kind(parts)
 
 
 class Grid:
@@ -145,7 +160,7 @@ class Forward(NamedTuple):
 
     o: Tensor
     end: list[Tensor]
-    checkpoints: list[Tensor]  # the parameters at the start of each group, [groups, N, ...]
+    checkpoints: list[Tensor]  # the parameters at the start of groups or chunks, [., N, ...]
     past: list[Tensor]  # at the start of each row's last closed chunks, newest first, [past, N, ..]
     losses: list[Tensor]  # before and after each token's step, where asked for
 
@@ -168,21 +183,21 @@ def forward(
         tokens: of all chunks.
         grid: their steps.
         start: parameters, [N, ...].
-        size: chunks of a group.
+        size: chunks of a group; 1: groups as below, and every chunk's start is a checkpoint.
         past: how many closed chunks to return the start of.
         keep: return checkpoints.
         losses: return the inner losses.
     """
     outputs, before, after = [], [], []
+    every, size = size == 1, GROUP if size == 1 else size
     checkpoints: list[list[Tensor]] = [[] for _ in start]
     recent = [p.new_zeros(past, *p.shape) for p in start]
     now = list(start)
     for chunks in groups(len(tokens.q), size):
-        for saved, p in zip(checkpoints, now, strict=True):
-            saved += [p] * keep
         states, learned = walk(inner, tokens, grid, chunks, now)
-        inputs = [torch.stack(x) for x in zip(*(one.inputs for one in learned), strict=True)]
-        gradients = [torch.stack(g) for g in zip(*(one.gradients for one in learned), strict=True)]
+        for saved, p in zip(checkpoints, states, strict=True):
+            saved += [p[:-1] if every else p[:1]] * keep
+        inputs, gradients = stack([(one.inputs, one.gradients) for one in learned])
         starts, steps = [p[:-1] for p in states], grid.steps(chunks)
         outputs.append(inner.answer(starts, tokens.q[chunks], inputs, gradients, steps))
         if losses:
@@ -200,7 +215,7 @@ def forward(
     return Forward(
         torch.cat(outputs),
         now,
-        [torch.stack(p) if p else start[0].new_empty(0) for p in checkpoints],
+        [torch.cat(p) if p else start[0].new_empty(0) for p in checkpoints],
         recent,
         [torch.cat(before), torch.cat(after)] if losses else [],
     )
@@ -232,29 +247,33 @@ def backward(
         inner: the inner model.
         tokens: of all chunks.
         grid: their steps.
-        checkpoints: the parameters at the start of each group.
+        checkpoints: as ``forward`` returned them.
         d_o: cotangent of the outputs.
         d_end: cotangents of the parameters after the last chunk.
-        size: chunks of a group.
+        size: as given to ``forward``.
     """
+    every, size = size == 1, GROUP if size == 1 else size
     d_tokens = Tokens(*(torch.empty_like(t) for t in tokens))
     d_coefficient = torch.zeros_like(grid.coefficient)
     d_weight, d_bias = torch.empty_like(d_o), torch.empty_like(d_o)
     d_now = list(d_end)
     for number, chunks in reversed(list(enumerate(groups(len(tokens.q), size)))):
-        first = [p[number] for p in checkpoints]
-        states = walk(inner, tokens, grid, chunks, first)[0] if size > 1 else None
-        starts = [p[:-1] for p in states] if states else [p[None] for p in first]
+        here = Tokens(*(t[chunks] for t in tokens))
+        if every:
+            starts = [p[chunks] for p in checkpoints]
+            learned = inner.learn(starts, here.k, here.v)
+        else:
+            states, found = walk(inner, tokens, grid, chunks, [p[number] for p in checkpoints])
+            starts, learned = [p[:-1] for p in states], stack(found)
         d_state = [p.new_empty(chunks.stop - chunks.start + 1, *p.shape) for p in d_now]
         for whole, last in zip(d_state, d_now, strict=True):
             whole[-1] = last
-        here = Tokens(*(t[chunks] for t in tokens))
         steps, rate = grid.steps(chunks), grid.rate(chunks)
-        found = inner.backward(starts, here, steps, rate, d_o[chunks], d_state)
-        d_tokens.q[chunks], d_tokens.k[chunks], d_tokens.v[chunks] = found.q, found.k, found.v
-        d_weight[chunks], d_bias[chunks] = found.weight, found.bias
+        d = inner.backward(starts, learned, here, steps, rate, d_o[chunks], d_state)
+        d_tokens.q[chunks], d_tokens.k[chunks], d_tokens.v[chunks] = d.q, d.k, d.v
+        d_weight[chunks], d_bias[chunks] = d.weight, d.bias
         # steps_ij = c_i lr_j for j <= i, rate_j = c_K lr_j where the chunk closes
-        d_steps, d_rate = found.steps.tril(), found.rate * grid.closes(chunks)
+        d_steps, d_rate = d.steps.tril(), d.rate * grid.closes(chunks)
         d_lr = (d_steps * grid.coefficient[:, None]).sum(-2, keepdim=True).mT
         d_tokens.lr[chunks] = d_lr + grid.coefficient[-1] * d_rate
         d_coefficient += (d_steps @ here.lr).sum((0, 1))[:, 0]

@@ -103,7 +103,7 @@ def register(name: str, make: MakeInner) -> Operator:
         losses: bool,
     ) -> list[Tensor]:
         dtype, rows = accumulation(q.dtype), q.shape[0] * q.shape[1]
-        count = -(-(q.shape[2] // len(coefficient)) // size)
+        count = -(-(q.shape[2] // len(coefficient)) // size)  # a checkpoint a group
         ends = [p.new_empty(p.shape, dtype=dtype) for p in start]
         return [
             torch.empty_like(q, memory_format=torch.contiguous_format),

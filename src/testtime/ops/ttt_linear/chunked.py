@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from testtime.ops.ttt.affine import add_product, moved, moved_backward, product
+from testtime.ops.ttt.affine import Outer, add_product, moved, moved_backward, product
 from testtime.ops.ttt.chunks import Cotangents, Tokens, Tracked
 from testtime.ops.ttt.norm import Descent, DescentBackward, Norm, descend, normalise
 
@@ -41,6 +41,7 @@ class Linear:
     def backward(
         self,
         start: Sequence[Tensor],
+        learned: Tracked[Descent],
         tokens: Tokens,
         steps: Tensor,
         rate: Tensor,
@@ -50,8 +51,8 @@ class Linear:
         """Go through a group of chunks from its end; see ``chunks.backward`` for the arguments."""
         norm, operand = self.norm, self.operand
         w, b = start
-        q, k, v = tokens.q, tokens.k, tokens.v
-        descent = self.learn(start, k, v).saved
+        q, k = tokens.q, tokens.k
+        descent = learned.saved
         at, error, g = descent
 
         # o = q + LN(z): the read-out, of all chunks at once.
@@ -61,17 +62,15 @@ class Linear:
 
         # W' = W - rate k^T g and the gradient itself: one chunk after another.
         d_w, d_b = d_state
-        d_w[:-1], d_b[:-1] = read.w, read.b
         d_z, d_along, reach = (torch.empty_like(g) for _ in range(3))
+        outer = Outer((q, k), (u, d_z), d_w, d_b, biased=2, operand=operand)
         through_descent = DescentBackward(descent, norm)
         for j in reversed(range(len(g))):
-            d_w_next, d_b_next, k_j = d_w[j + 1], d_b[j + 1], k[j]
-            add_product(d_b_next, k_j, d_w_next, operand, out=reach[j])
+            add_product(d_b[j + 1], k[j], d_w[j + 1], operand, out=reach[j])
             d_g = read.g[j].addcmul_(rate[j], reach[j], value=-1)
-            d_z_j, d_along[j] = through_descent(j, d_g)
-            d_z[j] = d_z_j
-            add_product(d_w[j].add_(d_w_next), k_j.mT, d_z_j, operand, out=d_w[j])
-            d_b[j].add_(d_b_next).add_(d_z_j.sum(-2, keepdim=True))
+            d_z[j], d_along[j] = through_descent(j, d_g)
+            outer.put(j, 1, y=d_z[j])
+            outer.close(j)
 
         d_error = norm.weight * d_along
         d_k = read.inputs + product(d_z, w.mT, operand) + d_error

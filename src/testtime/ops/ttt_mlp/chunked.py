@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from testtime.ops.ttt.affine import add_product, moved, moved_backward, product
+from testtime.ops.ttt.affine import Outer, add_product, moved, moved_backward, product
 from testtime.ops.ttt.chunks import Cotangents, Tokens, Tracked
 from testtime.ops.ttt.norm import Descent, DescentBackward, Norm, descend, normalise
 from testtime.ops.ttt_mlp.gelu import EXACT, OFFICIAL, curvature, gelu, through
@@ -57,6 +57,7 @@ class MLP:
     def backward(
         self,
         start: Sequence[Tensor],
+        learned: Tracked[Saved],
         tokens: Tokens,
         steps: Tensor,
         rate: Tensor,
@@ -66,8 +67,8 @@ class MLP:
         """Go through a group of chunks from its end; see ``chunks.backward`` for the arguments."""
         norm, operand = self.norm, self.operand
         w1, b1, w2, b2 = start
-        q, k, v = tokens.q, tokens.k, tokens.v
-        (_, x2), (g1, g2), _, (z1, descent, back) = self.learn(start, k, v)
+        q, k = tokens.q, tokens.k
+        (_, x2), (g1, g2), _, (z1, descent, back) = learned
 
         # o = q + LN(z2): the read-out, of all chunks at once.
         z1_read = moved(q, w1, b1, k, g1, steps, operand)
@@ -75,15 +76,18 @@ class MLP:
         out = normalise(moved(x2_read, w2, b2, x2, g2, steps, operand), norm.eps)
         u2 = out.pull(norm.weight * d_o)
         read2 = moved_backward(x2_read, w2, x2, g2, steps, operand, u2)
-        read1 = moved_backward(q, w1, k, g1, steps, operand, through(read2.x, z1_read))
+        u1 = through(read2.x, z1_read)
+        read1 = moved_backward(q, w1, k, g1, steps, operand, u1)
 
         # W' = W - rate x^T g and the gradients themselves: one chunk after another.
         bend = back * curvature(z1, self.constants)
         d_w1, d_b1, d_w2, d_b2 = d_state
-        for whole, here in zip(d_state, (read1.w, read1.b, read2.w, read2.b), strict=True):
-            whole[:-1] = here
         d_z1, reach1 = torch.empty_like(z1), torch.empty_like(z1)
         d_along, reach2 = torch.empty_like(g2), torch.empty_like(g2)
+        outer1 = Outer((q, k), (u1, d_z1), d_w1, d_b1, biased=2, operand=operand)
+        # back = g2 W2^T is a product with W2 the other way round, and knows no bias.
+        known2 = (x2_read, x2, torch.empty_like(x2)), (u2, d_along, g2)
+        outer2 = Outer(*known2, d_w2, d_b2, biased=2, operand=operand)
         through_descent = DescentBackward(descent, norm)
         for j in reversed(range(len(z1))):
             k_j, x2_j, z1_j, g2_j, rate_j, w2_j = k[j], x2[j], z1[j], g2[j], rate[j], w2[j]
@@ -98,14 +102,12 @@ class MLP:
             d_z2, d_along[j] = through_descent(j, d_g2)
             # z2 = x2 W2 + b2, x2 = gelu(z1), z1 = k W1 + b1
             d_x2 = add_product(d_x2, d_z2, w2_j.mT, operand)
-            d_z1_j = torch.addcmul(through(d_x2, z1_j), d_g1, bend[j])
-            d_z1[j] = d_z1_j
-            d_w2_j = d_w2[j].add_(d_w2[j + 1])
-            add_product(d_w2_j, d_back.mT, g2_j, operand, out=d_w2_j)
-            add_product(d_w2_j, x2_j.mT, d_z2, operand, out=d_w2_j)
-            add_product(d_w1[j].add_(d_w1[j + 1]), k_j.mT, d_z1_j, operand, out=d_w1[j])
-            d_b1[j].add_(d_b1[j + 1]).add_(d_z1_j.sum(-2, keepdim=True))
-            d_b2[j].add_(d_b2[j + 1]).add_(d_z2.sum(-2, keepdim=True))
+            d_z1[j] = torch.addcmul(through(d_x2, z1_j), d_g1, bend[j])
+            outer1.put(j, 1, y=d_z1[j])
+            outer2.put(j, 1, y=d_z2)
+            outer2.put(j, 2, x=d_back)
+            outer1.close(j)
+            outer2.close(j)
 
         d_error = norm.weight * d_along
         d_k = read1.inputs + product(d_z1, w1.mT, operand) + d_error
