@@ -76,7 +76,7 @@ class Inner(Protocol):
     ) -> Cotangents:
         """Return the cotangents of a group of g chunks.
 
-        ``start`` are the parameters at each chunk's start, ``[g, ...]``, and ``learned`` is what the
+        ``start`` are the parameters at each chunk's start, ``[g, ...]``, ``learned`` is what the
         chunks teach there; ``d_state`` are the cotangents of the parameters, ``[g + 1, ...]``: the
         last is given, the others are written here.
         """
