@@ -344,6 +344,17 @@ def test_the_inner_losses(kind: str) -> None:
 
 
 @both
+def test_the_form_that_ran_is_told(kind: str) -> None:
+    one = case(kind, length=6)
+    first = one(one.piece(0, 5))
+    assert first.form == "chunked"
+    assert one(one.piece(5, 6), first.state).form == "decode"
+    assert one(one.piece(5, 6), first.state, form="chunked").form == "chunked"
+    graded = one.grad()
+    assert graded(graded.piece(5, 6), first.state).form == "chunked"
+
+
+@both
 def test_no_tokens_change_nothing(kind: str) -> None:
     one = case(kind, length=6)
     state = one().state

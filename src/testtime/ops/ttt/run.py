@@ -26,11 +26,13 @@ class Output(NamedTuple):
         state: after the last token.
         losses: [2, B, H, T], the inner loss of each token before and after its step; empty unless
             asked for, and without gradients.
+        form: that ran, "chunked" or "decode".
     """
 
     o: Tensor
     state: State
     losses: Tensor
+    form: str
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def run(
     if cu_seqlens is None:
         return found
     losses = from_rows(found.losses, place) if options.losses else found.losses
-    return Output(from_rows(found.o[None], place)[0], found.state, losses)
+    return found._replace(o=from_rows(found.o[None], place)[0], losses=losses)
 
 
 def _chunked(
@@ -163,9 +165,11 @@ def _chunked(
         options.losses,
     )
 
+    inner = model.inner(norm, options, tokens.q)
+
     def chunk_at(number: Tensor, start: Sequence[Tensor]) -> Chunk:
         inside = number[:, None] * chunk + torch.arange(chunk, device=number.device)
-        return _learn(model, norm, options, start, at(inside.clamp(min=0)))
+        return _learn(inner, start, at(inside.clamp(min=0)))
 
     past: list[Chunk] = []
     most = size // chunk  # chunks that a row may close in this call
@@ -186,7 +190,7 @@ def _chunked(
         o = take((found.o,), back_to)
         both = [take((one,), back_to) for one in found.losses]
         losses = torch.stack(both) if both else found.losses
-    return Output(o, _advance(state, last, past, lengths), losses)
+    return Output(o, _advance(state, last, past, lengths), losses, "chunked")
 
 
 def _decode(
@@ -200,14 +204,15 @@ def _decode(
     """Read one token a row: parameters are only read, but where a chunk ends."""
     chunk, filled, now = state.chunk, state.filled, state.now
     lengths = torch.ones_like(filled) if lengths is None else lengths.to(filled)
-    token = _learn(model, norm, options, now.start, tokens)
+    inner = model.inner(norm, options, tokens.q)
+    token = _learn(inner, now.start, tokens)
     place = torch.arange(chunk, device=filled.device) == filled[:, None]
     place = (place & (lengths[:, None] > 0))[:, None, :, None]
     now = now.map(lambda o, n: torch.where(place, n.to(o.dtype), o), token, start=False)
 
     coefficient, heads = state.coefficient.to(now.lr.dtype), tokens.q.shape[:2]
     steps = coefficient[filled].view(-1, 1, 1, 1) * now.lr.mT
-    o = model.inner(norm, options, tokens.q).answer(
+    o = inner.answer(
         *([p.flatten(0, 1) for p in now.start], tokens.q.flatten(0, 1).to(now.lr.dtype)),
         [x.flatten(0, 1).to(now.lr.dtype) for x in now.inputs],
         [g.flatten(0, 1) for g in now.gradients],
@@ -227,18 +232,12 @@ def _decode(
             a.where(ends, b).map(Tensor.detach) for a, b in zip((now, *past), past, strict=False)
         ]
         now = begun.where(ends, now)
-    return Output(o, _advance(state, now, past, lengths), now.lr.new_empty(0))
+    return Output(o, _advance(state, now, past, lengths), now.lr.new_empty(0), "decode")
 
 
-def _learn(
-    model: Model,
-    norm: tuple[Tensor, Tensor],
-    options: Options,
-    start: Sequence[Tensor],
-    tokens: Tokens,
-) -> Chunk:
+def _learn(inner: Inner, start: Sequence[Tensor], tokens: Tokens) -> Chunk:
     """Return a chunk of tokens with what they teach at its start."""
-    inner, dtype, heads = model.inner(norm, options, tokens.q), start[0].dtype, tokens.q.shape[:2]
+    dtype, heads = start[0].dtype, tokens.q.shape[:2]
     k, v = (t.flatten(0, 1).to(dtype) for t in (tokens.k, tokens.v))
     learned = inner.learn([p.flatten(0, 1) for p in start], k, v)
     hidden = (x.view(*heads, *x.shape[1:]) for x in learned.inputs[1:])
