@@ -113,7 +113,7 @@ def huggingface_model(name: str) -> nn.Module:
         raise ImportError(f"hf:{name} {EXTRA.format(error.name)}") from error
     try:
         network = AutoModelForImageClassification.from_pretrained(name)
-        processor = AutoImageProcessor.from_pretrained(name)  # type: ignore[no-untyped-call]
+        processor = AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"'{name}' is no image classifier with an image processor ({error}). Name a folder or "
