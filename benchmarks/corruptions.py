@@ -5,9 +5,10 @@ python -m benchmarks.corruptions [--calls 9] [--names fog,snow] [--memory]
 imgcorr is as shipped. It needs scikit-image, opencv, numba and the pkg_resources of an older
 setuptools; so that .venv stays as it is, they go into a folder of their own:
 
-    .venv/bin/pip install --target /tmp/peers --no-deps imgcorr opencv-python-headless \
+    export PEERS=$(mktemp -d)
+    .venv/bin/pip install --target $PEERS --no-deps imgcorr opencv-python-headless \
         scikit-image numba llvmlite imageio lazy-loader tifffile scipy "setuptools<70"
-    PYTHONPATH=/tmp/peers .venv/bin/python -m benchmarks.corruptions
+    PYTHONPATH=$PEERS .venv/bin/python -m benchmarks.corruptions
 
 At 32 pixels imgcorr does other work: it has only the constants made for 224.
 """

@@ -50,6 +50,17 @@ def seconds(step: Callable[[Tensor], object], x: Tensor) -> tuple[float, float]:
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
+def side_by_side(
+    one: Callable[[Tensor], object], other: Callable[[Tensor], object], x: Tensor, calls: int
+) -> list[tuple[float, float]]:
+    """Return the least CPU and wall seconds of each of two, called in turn."""
+    pairs = [(seconds(one, x), seconds(other, x)) for _ in range(calls)]
+    return [
+        (min(call[0] for call in column), min(call[1] for call in column))
+        for column in zip(*pairs, strict=True)
+    ]
+
+
 def storages(*held: object) -> dict[int, int]:
     """Return the bytes of every storage that modules and tensors hold, by address."""
     found = {}
@@ -100,11 +111,7 @@ def main() -> None:
                 adapted.learner.module.compile()
             for _ in range(2):
                 hand(x), adapted(x)
-            pairs = [(seconds(hand, x), seconds(adapted, x)) for _ in range(options.calls)]
-            theirs, ours = (
-                [min(call[clock] for call in column) for clock in (0, 1)]
-                for column in zip(*pairs, strict=True)
-            )
+            theirs, ours = side_by_side(hand, adapted, x, options.calls)
             extra, allowed = extra_mib(adapted, model)
             print(
                 f"{name:22} {batch:3} {theirs[0]:7.3f} {ours[0]:7.3f} {ours[0] / theirs[0]:6.3f} "

@@ -14,7 +14,7 @@ import torchvision.transforms.functional as V
 from torch import Tensor, nn
 
 import testtime as tt
-from benchmarks.cost import seconds
+from benchmarks.cost import side_by_side
 from testtime.models import ResNetGN
 
 NEVER, ALWAYS = 0.0, 1.1  # thresholds of the source's confidence
@@ -94,11 +94,7 @@ def main() -> None:
             theirs = plain(model, threshold)
             ours = tt.adapt(model, tt.CoTTA(threshold=threshold))
             theirs(x), ours(x)
-            pairs = [(seconds(theirs, x), seconds(ours, x)) for _ in range(options.calls)]
-            (cpu, wall), (own_cpu, own_wall) = (
-                [min(call[clock] for call in column) for clock in (0, 1)]
-                for column in zip(*pairs, strict=True)
-            )
+            (cpu, wall), (own_cpu, own_wall) = side_by_side(theirs, ours, x, options.calls)
             print(
                 f"{batch:5} {views:7} {cpu:13.3f} {wall:6.3f} {own_cpu:13.3f} {own_wall:6.3f} "
                 f"{cpu / own_cpu:18.2f} {wall / own_wall:5.2f}",

@@ -11,7 +11,7 @@ import timm
 import torch
 
 import testtime as tt
-from benchmarks.cost import seconds
+from benchmarks.cost import side_by_side
 from testtime.models import ResNetGN
 
 ENTROPY = tt.Tent(statistics="source", steps=2)
@@ -47,11 +47,7 @@ def main() -> None:
         many = tt.adapt(model, method, episodic="sample", many="vmap")
         one, all_at_once = loop(x), many(x)
         gap = float((one - all_at_once).abs().max() / one.abs().max())
-        pairs = [(seconds(loop, x), seconds(many, x)) for _ in range(options.calls)]
-        (slow, slow_wall), (fast, fast_wall) = (
-            [min(call[clock] for call in column) for clock in (0, 1)]
-            for column in zip(*pairs, strict=True)
-        )
+        (slow, slow_wall), (fast, fast_wall) = side_by_side(loop, many, x, options.calls)
         print(
             f"{name:42} {slow:6.3f} {fast:7.3f} {slow / fast:10.2f} {slow_wall:13.3f} "
             f"{fast_wall:7.3f} {slow_wall / fast_wall:10.2f}  {gap:.1e}",

@@ -7,7 +7,7 @@ import pytest
 from torch import Tensor
 
 from tests.parity.__main__ import ABOVE, UNKNOWN, judge
-from tests.parity.test_parity import changed
+from tests.parity.test_parity import changed, expect_above
 
 
 @pytest.mark.parametrize(
@@ -28,16 +28,7 @@ from tests.parity.test_parity import changed
     ],
 )
 def test_a_perturbed_tensor_is_above_the_bar(tmp_path: Path, name: str, tensor: str) -> None:
-    def perturb(meta: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        group = tensor.split("/")[0]
-        floats = [t for k, t in tensors.items() if k.startswith(group) and t.is_floating_point()]
-        largest = max(float(t.abs().max()) for t in floats)
-        scale = max(float(tensors[tensor].abs().max()), 1e-3 * largest)
-        tensors[tensor].view(-1)[0] += 1e-8 * scale
-
-    code, text = judge(changed(tmp_path, name, perturb))
-    assert code == ABOVE
-    assert tensor in text
+    expect_above(tmp_path, name, tensor)
 
 
 @pytest.mark.parametrize(
