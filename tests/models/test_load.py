@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from testtime.models import CifarResNet
-from testtime.models.load import load_model
+from testtime.models.load import load_model, short_name
 
 FACTORY = """
 from torch import nn
@@ -67,3 +67,8 @@ def test_files_that_do_not_hold_the_network(tmp_path):
     for name in ("other", "torn"):
         with pytest.raises(ValueError, match="does not hold the weights of resnet20"):
             load_model(f"resnet20:{tmp_path / name}.safetensors")
+
+
+def test_results_call_a_published_network_by_its_name_and_others_by_all_of_it():
+    assert short_name("resnet20:somewhere/weights.safetensors") == "resnet20"
+    assert short_name("timm:resnet50") == "timm:resnet50"

@@ -81,6 +81,7 @@ def command(
     from testtime.bench import grid
     from testtime.bench.run import read, read_source
     from testtime.cli._show import show
+    from testtime.models.load import short_name
 
     fixed = {"images": images, "order": order, "window": window, "device": device}
     try:
@@ -90,9 +91,9 @@ def command(
         raise click.UsageError(str(error)) from None
     held = read(data)
     clean = None if source is None else read_source(source)
-    named = {model: model for model in models}
+    named = {short_name(model): model for model in models}
     specs = grid(
-        models,
+        named,
         held.name,
         methods,
         shifts,

@@ -84,6 +84,12 @@ def call_factory(spec: str) -> Any:
     return factory()
 
 
+def short_name(spec: str) -> str:
+    """Return what results call a model: a published network without its file, else all of it."""
+    kind = spec.partition(":")[0]
+    return kind if kind in CHECKPOINTS else spec
+
+
 def load_model(spec: str) -> nn.Module:
     """Return a model in eval mode by its specification; see :func:`load_with_inputs`."""
     return load_with_inputs(spec)[0]
