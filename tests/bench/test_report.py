@@ -104,6 +104,16 @@ def test_methods_are_ranked_and_their_numbers_are_those_of_the_rows():
     assert cotta.gain == pytest.approx(-0.35)
 
 
+def test_clean_images_have_no_part_in_a_mean_over_shifts():
+    rows = [made("tent", (0.0, 0.3), shifts=("clean", "fog:5"))]
+    (line,) = compare(rows)[0].lines
+    assert line.error == pytest.approx(0.3)
+    assert line.error_interval == pytest.approx((0.28, 0.32))
+    assert line.by_shift["clean"] == 0.0
+    (alone,) = compare([made("tent", (0.1,), shifts=("clean",))])[0].lines
+    assert alone.error == pytest.approx(0.1)
+
+
 def test_over_seeds_the_interval_is_students():
     rows = [made("tent", (e, e), seed=k) for k, e in enumerate((0.1, 0.2, 0.3))]
     (line,) = compare(rows)[0].lines

@@ -6,6 +6,7 @@ from typing import Any
 
 from testtime.bench.ledger import Row
 from testtime.bench.metrics import seeds_interval
+from testtime.shifts.shift import CLEAN
 
 Interval = tuple[float, float]
 
@@ -64,6 +65,8 @@ class Setting:
 class Line:
     """One method in one setting: means over shifts and seeds, errors from 0 to 1.
 
+    Clean images have no part in a mean over shifts.
+
     An interval over images is the mean of the shifts' intervals, as if what is drawn went the same
     way under every shift, for the images are the same: it is rather too wide. With several seeds it
     is Student's, over the seeds.
@@ -79,9 +82,16 @@ class Line:
     failed: tuple[str, ...] = ()
 
     def mean(self, what: str) -> float:
-        """Return the mean of a measure over all shifts and seeds."""
-        values: list[float] = [part[what] for row in self.rows for part in row["shifts"].values()]
+        """Return the mean of a measure over all shifts (clean images left out) and seeds."""
+        values: list[float] = [part[what] for part in self._parts]
         return sum(values) / len(values)
+
+    @property
+    def _parts(self) -> list[dict[str, Any]]:
+        """The measures under each shift; clean images count only where there is nothing else."""
+        every = [pair for row in self.rows for pair in row["shifts"].items()]
+        shifted = [part for shift, part in every if shift != CLEAN]
+        return shifted or [part for _, part in every]
 
     @property
     def error(self) -> float:
@@ -168,7 +178,7 @@ class Line:
         over_seeds = seeds_interval(of_seed)
         if over_seeds is not None:
             return over_seeds
-        ends = [part[what] for row in self.rows for part in row["shifts"].values()]
+        ends = [part[what] for part in self._parts]
         low, high = (sum(end[k] for end in ends) / len(ends) for k in (0, 1))
         return low, high
 

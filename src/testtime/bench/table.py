@@ -7,15 +7,19 @@ from rich.table import Table
 from testtime.bench.summary import Comparison, Line
 
 MEAN = "mean"
+MOST = 4  # shifts with a column each on a terminal; the report shows them all
 
 
 def terminal(comparisons: list[Comparison]) -> Group:
-    """Return the errors in percent, a table for each setting; the lowest of a shift is bold."""
+    """Return the errors in percent, a table for each setting; the lowest of a column is bold.
+
+    Over few shifts each has a column, over many their mean and the worst stand for them.
+    """
     return Group(*(_terminal(comparison) for comparison in comparisons))
 
 
 def _terminal(comparison: Comparison) -> Table:
-    shifts = comparison.shifts
+    shifts = comparison.shifts if len(comparison.shifts) <= MOST else []
     out = Table(
         title=f"Error in %: {comparison.setting}",
         caption=_caption(comparison),
@@ -25,8 +29,9 @@ def _terminal(comparison: Comparison) -> Table:
         caption_justify="left",
     )
     out.add_column("method", no_wrap=True)
-    for head in [*map(_head, shifts), MEAN, "±95%", "ms"]:
+    for head in [*map(_head, shifts), MEAN, "±95%", "gain", "worst", "ms"]:
         out.add_column(head, justify="right", no_wrap=True)
+    out.add_column("worst shift")
     lowest = _lowest(comparison)
     for line in comparison.done:
         cells = [_bold(line.by_shift.get(s), lowest[s], "[bold]{}[/bold]") for s in shifts]
@@ -36,7 +41,10 @@ def _terminal(comparison: Comparison) -> Table:
             *cells,
             _bold(line.error, lowest[MEAN], "[bold]{}[/bold]"),
             f"{50 * (high - low):.2f}",
+            f"{100 * line.gain:+.2f}",
+            f"{100 * line.worst[1]:.2f}",
             f"{line.milliseconds[0]:.2f}",
+            line.worst[0],
         )
     return out
 
