@@ -96,9 +96,8 @@ def main() -> None:
     torch.manual_seed(0)
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"minimum of {options.calls} interleaved calls; ratio: library / hand-written")
-    print(
-        "model                 batch form      hand s  ours s  ratio  extra MiB (allowed)  build s"
-    )
+    print("                               CPU seconds         ratio   extra MiB")
+    print("model                 batch   hand    ours    CPU   wall   (allowed)     build s  form")
     for name, batch in CASES:
         model, x = timm.create_model(name).eval(), torch.randn(batch, 3, 224, 224)
         for form in ("eager", "inductor") if options.compiled else ("eager",):
