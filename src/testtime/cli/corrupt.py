@@ -2,9 +2,12 @@
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
+
+if TYPE_CHECKING:
+    from testtime.shifts.decode import Decode
 
 
 def _list(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
@@ -25,8 +28,7 @@ def _list(context: click.Context, parameter: click.Parameter, wanted: bool) -> N
     "--type",
     "types",
     multiple=True,
-    required=True,
-    help="fog, or fog,snow; or all. May be repeated.",
+    help="fog, or fog,snow; or all. May be repeated. Needed, but for --picture.",
 )
 @click.option("--severity", "levels", default="1-5", show_default=True, help="3, 1-5 or 1,3,5.")
 @click.option("--seed", default=0, show_default=True)
@@ -37,6 +39,11 @@ def _list(context: click.Context, parameter: click.Parameter, wanted: bool) -> N
 )
 @click.option("--resize", type=click.IntRange(1), help="First bring the shorter side to this.")
 @click.option("--crop", type=click.IntRange(1), help="Then cut out the centre of this side.")
+@click.option(
+    "--picture",
+    is_flag=True,
+    help="IN is one image, OUT a page of it under each corruption at five severities.",
+)
 @click.option("--strict", is_flag=True, help="Stop at an image that cannot be used.")
 @click.option(
     "--list",
@@ -55,6 +62,7 @@ def command(
     table: Literal["cifar", "imagenet"] | None,
     resize: int | None,
     crop: int | None,
+    picture: bool,
     strict: bool,
 ) -> None:
     """Write corrupted copies of a folder of images, as in ImageNet-C.
@@ -62,6 +70,8 @@ def command(
     IN/a/b.jpg becomes OUT/fog/1/a/b.jpg and so on. OUT/manifest.jsonl says how each file was made.
     Killed and called again, it goes on; with more types or severities, it adds them. To make
     ImageNet-C from the validation images: --type all --resize 256 --crop 224.
+
+    testtime corrupt photo.jpg page.png --picture shows what each does.
     """
     from rich.console import Console
     from rich.progress import (
@@ -73,6 +83,12 @@ def command(
     )
 
     from testtime.shifts.decode import Decode, image_files
+
+    if picture:
+        _picture(source, out, types or ("all",), seed, table, Decode(resize=resize, crop=crop))
+        return
+    if not types:
+        raise click.UsageError("Missing option '--type'. Name corruptions, or all.")
     from testtime.shifts.files import MANIFEST, corrupt_folder
     from testtime.shifts.shift import parse_corruptions
 
@@ -104,6 +120,24 @@ def command(
         f"{outcome.written} files were written to {out}, {outcome.kept} were there; "
         f"{out / MANIFEST} says how each was made."
     )
+
+
+def _picture(
+    source: Path,
+    out: Path,
+    types: tuple[str, ...],
+    seed: int,
+    table: Literal["cifar", "imagenet"] | None,
+    decode: "Decode",
+) -> None:
+    from testtime.shifts.picture import picture
+
+    if not source.is_file():
+        raise click.UsageError(f"--picture takes one image, but {source} is no file.")
+    image = decode(source, str(source)) / 255
+    page = picture(image, _names(types), seed=seed, table=table)
+    page.save(out)
+    click.echo(f"The page is in {out}.")
 
 
 def _names(types: tuple[str, ...]) -> list[str]:
