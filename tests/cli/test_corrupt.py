@@ -114,9 +114,9 @@ def test_bad_usage(source, tmp_path, args, code, said):
 def test_a_page_shows_one_image_under_each(source, tmp_path):
     result = run("photos/cat/a.png", "page.png", "--picture", "--type", "fog,contrast")
     assert result.exit_code == 0, result.output
-    some = Image.open(tmp_path / "page.png")
     assert run("photos/cat/a.png", "all.png", "--picture").exit_code == 0
-    assert Image.open(tmp_path / "all.png").height > some.height
+    with Image.open(tmp_path / "page.png") as some, Image.open(tmp_path / "all.png") as every:
+        assert every.height > some.height
     result = run("photos", "page.png", "--picture")
     assert result.exit_code == 2
     assert "--picture takes one image, but photos is no file" in result.output
